@@ -20,7 +20,7 @@ from executor import __version__, jobrun, protocol
 from executor.conversation import Conversation
 from executor.jobrun import Task
 from executor.sandbox import isolation, launcher
-from executor.sandbox.isolation import Isolation
+from executor.sandbox.isolation import Isolation, IsolationMode
 from executor.solver.graph import job_plan
 from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation
@@ -95,9 +95,10 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     platform = parse(job.platform)
     plan = job_plan(job, parse(job.build_platform) if job.build_platform else host.default_platform(), platform)
     unavailable: Runner | None = None
-    ids = 1
+    ids, mounts = 1, False
     try:
         mode, ids = isolated().mode, isolated().uid_limit
+        mounts = mode is not IsolationMode.CHROOT
         debug.log("isolation", mode=mode.value)
         if job.options.isolation not in ("", mode):
             raise EnvironmentUnfit(
@@ -109,16 +110,23 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
         from executor.sandbox.runner import Unavailable
 
         debug.log("isolation", why=impossible.problem.why)
-        unavailable = Unavailable(impossible)
+        unavailable, mounts = Unavailable(impossible), False
     if not plan.may_run:
-        return Task(conversation, job, plan, None, None, mounts=unavailable is None, ids=ids)
+        return Task(conversation, job, plan, None, None, mounts=mounts, ids=ids)
     found: Emulation | EnvironmentUnfit
     try:
         found = job.emulation or emulation.emulation(platform, _image_emulators(job, platform))
     except EnvironmentUnfit as unfit:  # an error only if a program of the platform has to run
         found = unfit
-    steps = unavailable or launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
-    return Task(conversation, job, plan, found, steps, mounts=unavailable is None, ids=ids)
+    if unavailable is None and mounts:
+        steps: Runner = launcher.start(None if isinstance(found, EnvironmentUnfit) else found)
+    elif unavailable is None:
+        from executor.supervised import supervised_runner
+
+        found, steps = supervised_runner.emulated(found), supervised_runner.start()
+    else:
+        steps = unavailable
+    return Task(conversation, job, plan, found, steps, mounts=mounts, ids=ids)
 
 
 def _image_emulators(job: protocol.Job, platform: Platform) -> StoreEmulators | None:

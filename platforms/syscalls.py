@@ -595,22 +595,14 @@ def landlock_scope(scopes: int) -> None:
         os.close(ruleset)
 
 
-def landlock_domain() -> None:
-    """Restrict this process and its children to a new domain in which nothing is forbidden: ABI version 2, Linux 5.19.
+def landlock_domain(scopes: int = 0) -> None:
+    """Restrict this process and its children to a new domain in which no file is forbidden: ABI version 2, Linux 5.19.
 
     They cannot trace processes outside of it, nor read what only tracing processes may (ptrace(2), Landlock). Requires
-    what ``landlock_scope`` does.
+    what ``landlock_scope`` does. Unlike a domain of ``scopes`` (ABI version 6) alone, one in which files are restricted
+    further can be inside of it: there, moving files to other directories is permitted only if it is in every domain.
     """
-    rights = _LANDLOCK_ACCESS_FS_MAKE_BLOCK | _LANDLOCK_ACCESS_FS_REFER  # a domain without any right is refused
-    ruleset = _landlock_ruleset(rights)
-    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    try:
-        below = bytearray(struct.pack("=Qi", rights, root))
-        _syscall("landlock_add_rule", _NR_LANDLOCK_ADD_RULE, "", ruleset, _LANDLOCK_RULE_PATH_BENEATH, below, 0)
-        _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, "", ruleset, 0)
-    finally:
-        os.close(root)
-        os.close(ruleset)
+    _restrict_below_root(_LANDLOCK_ACCESS_FS_MAKE_BLOCK | _LANDLOCK_ACCESS_FS_REFER, scopes)
 
 
 def landlock_confine(scopes: int) -> None:
@@ -618,8 +610,12 @@ def landlock_confine(scopes: int) -> None:
 
     Files outside of it cannot be opened by a path, whatever descriptor that begins with. ABI version 2; 6 for scopes.
     """
-    version = landlock_version()
-    rights = (1 << _LANDLOCK_RIGHTS.get(version, max(_LANDLOCK_RIGHTS.values()))) - 1
+    known = _LANDLOCK_RIGHTS.get(landlock_version(), max(_LANDLOCK_RIGHTS.values()))
+    _restrict_below_root((1 << known) - 1, scopes)
+
+
+def _restrict_below_root(rights: int, scopes: int) -> None:
+    """Enter a domain in which ``rights`` to files are granted below the root directory only."""
     ruleset = _landlock_ruleset(rights, 0, scopes) if scopes else _landlock_ruleset(rights)
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -10,6 +10,47 @@ from ordinary_user import User
 from sandbox_process import ARM64, BUSYBOX, QEMU, SandboxProcess, opened
 
 from executor.sandbox import IsolationMode
+from platforms import syscalls
+
+_CHROOT = pytest.param("chroot", marks=pytest.mark.slow)
+OTHERWISE_IN_A_CHROOT = {
+    "of its processes": (
+        "test_the_program_is_process_one_and_alone", "test_nothing_is_left_of_what_mounts_needed",
+        "test_a_step_cannot_leave_its_root", "test_a_step_finds_no_token_and_no_process",
+        "test_environments_are_exactly_what_was_asked_for", "test_nothing_of_the_host_is_seen_in_proc",
+    ),
+    "no loopback interface of its own": ("test_network_none_has_only_a_loopback_that_works",),
+    "fewer capabilities": ("test_capabilities_are_dockers",),
+    "no new privileges": (
+        "test_insecure_has_what_we_have", "test_set_user_id_programs_work", "test_sync_calls_succeed_at_once",
+    ),
+    "no limits of file systems in memory": (
+        "test_devices", "test_tmpfs", "test_the_next_step_needs_not_have_the_shape_of_the_last",
+    ),
+    "device files of its own, which are not the machine's": (
+        "test_device_nodes_made_by_a_step_cannot_be_opened", "test_devices", "test_standard_input_is_the_steps_own",
+        "test_what_a_step_makes_itself_is_no_device",
+    ),
+    "no overlay": ("test_the_diff_is_what_the_step_changed", "test_mount_points_hidden_by_whiteouts"),
+    "no mounts": (
+        "test_binds", "test_bind_by_descriptor", "test_mounts_that_cannot_be_made",
+        "test_a_mount_below_a_shared_directory_stays_inside", "test_secret",
+    ),
+    "directories in place of the links of /proc": ("test_the_links_of_proc_lead_nowhere",),
+    "no starter": ("test_an_interpreter_that_is_named_so_is_the_starter",),
+}  # fmt: skip
+"""What a step in a chroot has, or has not, and the tests that therefore say nothing of it."""
+
+
+@pytest.fixture(autouse=True)
+def _observable_in_a_chroot(request: pytest.FixtureRequest) -> None:
+    """Skip tests of what a step in a chroot does otherwise."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec is None or "chroot" not in callspec.params.values():
+        return
+    for why, names in OTHERWISE_IN_A_CHROOT.items():
+        if request.node.originalname in names:
+            pytest.skip(f"a step in a chroot has {why}")
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +93,24 @@ def single_sandbox(_busybox: None, _user_without_ids: User) -> Iterator[SandboxP
         yield sandbox
 
 
-@pytest.fixture(scope="session", params=["root", "private", "mapped", "single"])
+@pytest.fixture(scope="session")
+def chroot_sandbox(_busybox: None) -> Iterator[SandboxProcess]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    if syscalls.landlock_version() < 6:
+        pytest.skip("needs Landlock's scopes (Linux 6.12)")
+    with opened(None, mode="chroot") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session", params=["root", "private", "mapped", "single", _CHROOT])
 def sandbox(request: pytest.FixtureRequest) -> SandboxProcess:
     """The same test on every mode."""
     found: SandboxProcess = request.getfixturevalue(f"{request.param}_sandbox")
     return found
 
 
-@pytest.fixture(scope="session", params=["root", "mapped", "single"])
+@pytest.fixture(scope="session", params=["root", "mapped", "single", _CHROOT])
 def either_sandbox(request: pytest.FixtureRequest) -> SandboxProcess:
     """The same test as root and as an ordinary user, where the user namespace of root adds nothing."""
     found: SandboxProcess = request.getfixturevalue(f"{request.param}_sandbox")

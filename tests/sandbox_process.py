@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import struct
+import subprocess
 import tempfile
 import threading
 import traceback
@@ -28,9 +29,11 @@ from msgspec.structs import replace
 from ordinary_user import User
 
 import executor.sandbox.zygote
+import executor.supervised.supervised_runner
 import platforms.emulation
-from executor.sandbox import Ended, Isolation, Launcher, Running, Spec, enter, start
-from executor.snapshotter.rootfs import Overlay
+from executor.sandbox import Ended, Isolation, IsolationMode, Launcher, Running, Spec, enter, start
+from executor.sandbox.roots import written
+from executor.snapshotter.rootfs import Directory, Overlay
 from executor.step_options import StepOptions
 from platforms import syscalls
 from platforms.emulation import Emulation, EmulationMode
@@ -124,9 +127,12 @@ class SandboxProcess:
 
 @contextlib.contextmanager
 def opened(
-    user: User | None, emulation: Emulation | None = None, world: Callable[[], None] = lambda: None
+    user: User | None, emulation: Emulation | None = None, world: Callable[[], None] = lambda: None, mode: str = ""
 ) -> Iterator[SandboxProcess]:
-    """Start a sandbox process as ``user`` (None: who runs the tests); the process calls ``world`` first."""
+    """Start a sandbox process as ``user`` (None: who runs the tests); the process calls ``world`` first.
+
+    ``mode``: of isolation; "" for the first that works.
+    """
     base = Path(tempfile.mkdtemp(prefix="kanifold-tests."))
     ours, theirs = socket.socketpair()
     if user is not None:
@@ -143,7 +149,7 @@ def opened(
                 os.setresuid(user.uid, user.uid, user.uid)
                 syscalls.set_dumpable(True)  # as a login session is; cleared by the change of user
                 os.environ["HOME"] = str(base)
-            _live(theirs, base, emulation)
+            _live(theirs, base, emulation, mode)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -162,8 +168,8 @@ def opened(
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _live(line: socket.socket, base: Path, emulation: Emulation | None) -> None:
-    inside = Inside(base, emulation)
+def _live(line: socket.socket, base: Path, emulation: Emulation | None, mode: str) -> None:
+    inside = Inside(base, emulation, mode)
     while True:
         try:
             name, arguments = _receive(line)
@@ -182,11 +188,14 @@ def _live(line: socket.socket, base: Path, emulation: Emulation | None) -> None:
 class Inside:
     """The part in the sandbox process."""
 
-    def __init__(self, base: Path, emulation: Emulation | None) -> None:
+    def __init__(self, base: Path, emulation: Emulation | None, mode: str = "") -> None:
         self.base = base
-        self.entered = enter()
-        self.launcher: Launcher = start(emulation)
+        self.entered = enter(mode)
+        in_chroot = self.entered.mode is IsolationMode.CHROOT
+        self.launcher: Launcher = executor.supervised.supervised_runner.start() if in_chroot else start(emulation)
         self._count = 0
+        self._before: dict[str, dict[str, str]] = {}
+        """What was in directories before steps that write to them in place."""
         self._kept: list[tuple[Running, int]] = []
 
     def leave(self) -> None:
@@ -212,9 +221,22 @@ class Inside:
         path.mkdir(parents=True)
         return path
 
-    def writable(self, rootfs: Overlay) -> Overlay:
-        """``rootfs`` with directories to write to."""
+    def writable(self, rootfs: Overlay) -> Overlay | Directory:
+        """``rootfs`` with directories to write to; in a chroot a directory with copies of all files."""
+        if self.entered.mode is IsolationMode.CHROOT:
+            return Directory(str(self._copied(rootfs.lower)))
         return replace(rootfs, upper=str(self.fresh("upper")), work=str(self.fresh("work")))
+
+    def _copied(self, layers: tuple[str, ...]) -> Path:
+        path = self.fresh("upper")
+        for each in reversed(layers):
+            subprocess.run(["cp", "-a", "--remove-destination", f"{each}/.", path], check=True)
+            for hidden in [
+                found for found in path.rglob("*") if found.is_char_device() and not os.lstat(found).st_rdev
+            ]:
+                hidden.unlink()  # a whiteout, in the tests of nothing else
+        path.chmod(0o755)
+        return path
 
     def plant(self, nodes: Mapping[str, Node]) -> str:
         root = self.fresh("layer")
@@ -268,9 +290,11 @@ class Inside:
         self._kept.append((running, out))
 
     def _start(self, spec: Spec) -> tuple[Spec, Running, int, int]:
-        if not spec.rootfs.upper:
+        if isinstance(spec.rootfs, Overlay) and not spec.rootfs.upper:
             spec = replace(spec, rootfs=self.writable(spec.rootfs))
-            os.utime(spec.rootfs.upper, ns=(10**18, 10**18))
+            os.utime(written(spec.rootfs), ns=(10**18, 10**18))
+        if isinstance(spec.rootfs, Directory):
+            self._before[spec.rootfs.path] = listing(spec.rootfs.path)
         out, out_write = os.pipe()
         err, err_write = os.pipe()
         try:
@@ -295,8 +319,20 @@ class Inside:
             for thread in threads:
                 thread.join()
         rootfs = spec.rootfs
-        left = tuple(sorted(os.listdir(rootfs.work)))
-        return Done(ended, texts[0], texts[1], listing(rootfs.upper), left, os.stat(rootfs.upper).st_mtime_ns)
+        work = rootfs.work if isinstance(rootfs, Overlay) else f"{os.path.dirname(rootfs.path)}/aside"
+        left = tuple(sorted(os.listdir(work))) if os.path.exists(work) else ()
+        upper = written(rootfs)
+        return Done(ended, texts[0], texts[1], self._changes(upper), left, os.stat(upper).st_mtime_ns)
+
+    def _changes(self, upper: str) -> dict[str, str]:
+        """What has changed in the directory ``upper``, as in that of an overlay."""
+        before, after = self._before.pop(upper, {}), listing(upper)
+        gone = {
+            path: "c 0:0"
+            for path in before.keys() - after.keys()
+            if os.path.dirname(path) not in before.keys() - after.keys()
+        }
+        return {path: what for path, what in after.items() if before.get(path) != what} | gone
 
 
 def listing(root: str) -> dict[str, str]:

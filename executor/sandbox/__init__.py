@@ -6,7 +6,7 @@
 
 from executor.sandbox.isolation import Isolation, IsolationMode, enter
 from executor.sandbox.launcher import Launcher, Running, start
-from executor.sandbox.spec import Bind, BindFd, Ended, Mount, SecretFile, Spec, Tmpfs
+from executor.sandbox.spec import Bind, BindFd, Ended, Mount, ScriptFile, SecretFile, Spec, Tmpfs
 
 __all__ = [
     "Bind",
@@ -17,6 +17,7 @@ __all__ = [
     "Launcher",
     "Mount",
     "Running",
+    "ScriptFile",
     "SecretFile",
     "Spec",
     "Tmpfs",

@@ -5,6 +5,7 @@ In the order in which they are tried:
     namespaces   as root: mount, pid, ipc, uts and cgroup namespaces
     mapped       as an ordinary user: the same within a user namespace, with the user's range of subordinate ids
     single       as an ordinary user without such a range: one id only; changes of ownership are recorded, not made
+    chroot       as root of a container without any of these: a chroot with a supervisor (``executor.supervised``)
 
 A user can ask for one (``requested``). ``enter`` changes this process irreversibly and requires it to have a single
 thread, so it is called first.
@@ -16,6 +17,7 @@ import contextlib
 import errno
 import os
 import signal
+import struct
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
@@ -32,6 +34,7 @@ class IsolationMode(StrEnum):
     NAMESPACES = "namespaces"
     MAPPED = "mapped"
     SINGLE = "single"
+    CHROOT = "chroot"
 
 
 class Isolation(msgspec.Struct, frozen=True):
@@ -47,6 +50,21 @@ class Isolation(msgspec.Struct, frozen=True):
 VARIABLE: Final = "KANIFOLD_ISOLATION"
 _YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
 _NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
+_CHROOT_NEEDS: Final = {
+    "CAP_SYS_CHROOT": syscalls.CAP_SYS_CHROOT,
+    "CAP_CHOWN": syscalls.CAP_CHOWN,
+    "CAP_DAC_OVERRIDE": syscalls.CAP_DAC_OVERRIDE,
+    "CAP_FOWNER": syscalls.CAP_FOWNER,
+    "CAP_SETUID": syscalls.CAP_SETUID,
+    "CAP_SETGID": syscalls.CAP_SETGID,
+    "CAP_KILL": syscalls.CAP_KILL,
+}
+_SCOPES: Final = 6
+"""The Landlock ABI version with scopes."""
+SUPERVISED: Final = syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER | syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+"""The flags of the filter of a step with a supervisor."""
+_ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+"""A filter of one instruction (linux/filter.h): BPF_RET SECCOMP_RET_ALLOW."""
 _CONFINED: Final = (
     "let it have no AppArmor profile that denies mounts, as the usual ones do: securityContext.appArmorProfile.type: "
     "Unconfined (Kubernetes), --security-opt apparmor=unconfined (Docker)"
@@ -188,10 +206,52 @@ def _single() -> int:
     return 1
 
 
+def _chroot() -> int:
+    """Check what steps in a chroot need; nothing is entered."""
+    if os.geteuid() != 0:
+        raise ModeUnavailableError("this is not root", unfit_remedy())
+    held = syscalls.capget()[0]
+    if lacking := [name for name, each in _CHROOT_NEEDS.items() if not held & 1 << each]:
+        raise ModeUnavailableError(f"root here lacks {', '.join(lacking)}", unfit_remedy())
+    if syscalls.landlock_version() < _SCOPES:
+        why = "Landlock cannot keep steps from signalling kanifold (Linux 6.12 with Landlock enabled)"
+        raise ModeUnavailableError(why, unfit_remedy())
+    if why := in_child(_confine):
+        raise ModeUnavailableError(why, unfit_remedy())
+    return id_limit()
+
+
+def _confine() -> None:
+    """Do what a step in a chroot does to itself. Raises OSError."""
+    os.chroot("/")
+    syscalls.no_new_privileges()
+    syscalls.landlock_confine(syscalls.LANDLOCK_SCOPE_SIGNAL)
+    syscalls.seccomp_filter(_ALLOW_ALL, SUPERVISED)
+
+
+def in_child(function: Callable[[], None]) -> str:
+    """Call ``function`` in a child of this process; return its OSError, or ""."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+        except OSError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, encoding="utf-8", errors="replace") as answer:
+        why = answer.read()
+    os.waitpid(child, 0)
+    return why
+
+
 _MODES: Final[dict[IsolationMode, Callable[[], int]]] = {
     IsolationMode.NAMESPACES: _namespaces,
     IsolationMode.MAPPED: _mapped,
     IsolationMode.SINGLE: _single,
+    IsolationMode.CHROOT: _chroot,
 }
 
 

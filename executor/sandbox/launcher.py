@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from platforms.emulation import Emulation
 
 _ANSWER_LIMIT = 1 << 18
+Devices = tuple[tuple[bytes, int, int, str, int, int], ...]
+"""As in ``zygote.StepOutcome``."""
 
 
 class Running:
@@ -69,7 +71,7 @@ class Running:
         roots.tidy(rootfs, answer.made, answer.touched)
         if not answer.unfit:
             roots.clear(rootfs)
-            self._launcher._record(self._spec, self._before)
+            self._launcher._record(self._spec, self._before, answer.devices)
         if self._cancelled:
             return wire.Ended(128 + signal.SIGKILL, signal.SIGKILL, error="cancelled")
         if answer.unfit:
@@ -163,13 +165,14 @@ class Launcher:
         with self._lock:
             self._running.discard(running)
 
-    def _record(self, spec: Spec, before: Before | None) -> None:
-        """Record the ownership that the kernel does not have, unless the step's supervisor has."""
+    def _record(self, spec: Spec, before: Before | None, devices: Devices) -> None:
+        """Record the ownership that the kernel does not have, unless the step's supervisor has, and ``devices``."""
         match spec.rootfs:
             case Directory(path):
                 if before is not None:
                     kept = before.claimed(spec.uid, spec.gid) if self.single else before.carried()
-                    records.rewrite(path, tuple(kept))
+                    made = {each[0]: records.Record(*each[:3], records.DeviceNumber(*each[3:])) for each in devices}
+                    records.rewrite(path, tuple(({each.path: each for each in kept} | made).values()))
             case Overlay(lower, upper):
                 if not self.single:
                     records.write(upper, tuple(records.carried(upper, records.Stack(lower, self._recorded))))

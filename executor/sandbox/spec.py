@@ -30,7 +30,8 @@ class Bind(msgspec.Struct, frozen=True):
 class BindFd(msgspec.Struct, frozen=True):
     """A detached mount, made by ``open_tree(…, OPEN_TREE_CLONE)`` or ``fsmount``, moved to ``target``.
 
-    ``fd`` is closed by the caller; the mount is consumed by the step. With ``inside``, only that file or directory of
+    caller; the mount is consumed by the step. With ``inside``, only that file or directory of it is mounted; symbolic
+    links do not lead out of the mount. (Before Linux 6.15 a part of a detached mount cannot be
     it is mounted; symbolic links do not lead out of the mount. (Before Linux 6.15 a part of a detached mount cannot be
     cloned; the step attaches it first.) ``layers``: if it is an overlay, its directories, top first, whose ownership
     records a step with a single id sees.
@@ -64,7 +65,14 @@ class SecretFile(msgspec.Struct, frozen=True):
     mode: int = 0o400
 
 
-Mount = Bind | BindFd | Tmpfs | SecretFile
+class ScriptFile(msgspec.Struct, frozen=True):
+    """An executable file with a text of the Dockerfile that only this step sees."""
+
+    target: str
+    data: bytes
+
+
+Mount = Bind | BindFd | Tmpfs | SecretFile | ScriptFile
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -112,7 +120,7 @@ class Ended(msgspec.Struct, frozen=True):
     """Why the step had the host's network although isolation was requested; "" otherwise."""
 
 
-_KINDS = (Bind, BindFd, Tmpfs, SecretFile)
+_KINDS = (Bind, BindFd, Tmpfs, SecretFile, ScriptFile)
 # Created at import: two threads that create a decoder of the same type at once crash msgspec.
 _OPTIONS: Final[msgspec.msgpack.Decoder[StepOptions]] = msgspec.msgpack.Decoder(StepOptions)
 

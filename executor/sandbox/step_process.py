@@ -27,7 +27,7 @@ import msgspec
 
 from executor.sandbox import cgroup, network, roots, staging, targets
 from executor.sandbox.report import FD, NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, StartReporter, error_text
-from executor.sandbox.spec import Bind, BindFd, Mount, SecretFile, Spec, Tmpfs
+from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, Spec, Tmpfs
 from executor.step_options import DEFAULT_SHM_SIZE
 from platforms import syscalls
 from platforms.descriptors import close_others
@@ -277,6 +277,8 @@ def _attaching(mount: Mount) -> _Attach:
                     _tmpfs(root, mount)
                 case SecretFile():
                     _secret(root, mount)
+                case ScriptFile():
+                    _secret(root, SecretFile(mount.target, mount.data, mode=0o755))
                 case _:
                     assert_never(mount)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Trying which isolation modes this host allows: each in a process of its own, by running a step there.
 
-The step's root file system is in memory, so the result does not depend on the store.
+The step's root file system is in memory, or a temporary directory, so the result does not depend on the store.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from executor.sandbox import isolation, launcher
 from executor.sandbox.isolation import IsolationMode
 from executor.sandbox.spec import Spec
-from executor.snapshotter.rootfs import Overlay
+from executor.snapshotter.rootfs import Directory, Overlay, Rootfs
 from platforms import elf, syscalls, threads
 from platforms.errors import EnvironmentUnfit
 from platforms.host import host
@@ -61,7 +61,7 @@ def _try_mode(mode: IsolationMode) -> tuple[str, str]:
     """Return why ``mode`` cannot be used, and the remedy; both "" if it can. Changes this process."""
     try:
         isolation.climb(mode)
-        return _run_step(), ""
+        return _run_step_in_chroot() if mode is IsolationMode.CHROOT else _run_step(), ""
     except isolation.ModeUnavailableError as unusable:
         return unusable.why, unusable.remedy
     except EnvironmentUnfit as unfit:
@@ -76,15 +76,34 @@ def _run_step() -> str:
     layer, upper, work = (f"{_PLACE}/{name}" for name in ("layer", "upper", "work"))
     for directory in (layer, upper, work):
         os.mkdir(directory, 0o755)
-    program = os.open(f"{layer}/program", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o755)
+    _write_program(layer)
+    return _result(launcher.start(), Overlay((layer,), upper, work))
+
+
+def _run_step_in_chroot() -> str:
+    """As ``_run_step``, in a temporary directory."""
+    import tempfile
+
+    from executor.supervised import supervised_runner
+
+    with tempfile.TemporaryDirectory() as place:
+        os.mkdir(root := f"{place}/root", 0o755)
+        _write_program(root)
+        return _result(supervised_runner.start(), Directory(root))
+
+
+def _write_program(directory: str) -> None:
+    program = os.open(f"{directory}/program", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o755)
     os.write(program, elf.program(host().architecture))
     os.close(program)
 
-    steps = launcher.start()
+
+def _result(steps: launcher.Launcher, rootfs: Rootfs) -> str:
+    """Run the program in ``rootfs``; return what was wrong with it, or ""."""
     nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
         argv = ("/program", "1")
-        ended = steps.start(Spec(Overlay((layer,), upper, work), argv), nothing, nothing).wait()
+        ended = steps.start(Spec(rootfs, argv), nothing, nothing).wait()
     finally:
         os.close(nothing)
         steps.stop()

@@ -58,6 +58,8 @@ class StepOutcome(msgspec.Struct, frozen=True):
     made: tuple[targets.Made, ...] = ()
     touched: tuple[targets.Touched, ...] = ()
     shared: str = ""
+    devices: tuple[tuple[bytes, int, int, str, int, int], ...] = ()
+    """Devices in whose place there are empty files: path, owner, group, ``c`` or ``b``, major and minor number."""
 
     def pack(self) -> bytes:
         return marshal.dumps(tuple(getattr(self, name) for name in self.__struct_fields__))

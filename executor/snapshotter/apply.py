@@ -44,6 +44,8 @@ _WHITEOUT: Final = "user.overlay.whiteout"
 _ORIGIN: Final = "user.overlay.origin"
 _UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL})
 """Errors of a file system, or a user namespace, that does not support an extended attribute."""
+HARMLESS: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)})
+"""The character devices that every container has: null, zero, full, random, urandom, tty."""
 _REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
 """Errors for an owner that is not mapped into this user namespace."""
 
@@ -84,6 +86,8 @@ class _Destination:
     """The permissions that an ordinary user needs to do what root can without them."""
 
     def __init__(self, directory: str) -> None:
+        self._devices = True
+        """Whether all devices are made, and not recorded only."""
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._parents = Walker(self._root, self)
         self._targets = Walker(self._root, _Existing())
@@ -283,9 +287,13 @@ class _Destination:
             why=f"it is a hard link to {os.fsdecode(entry.link)}, which does not exist",
         )
 
+    def _makes(self, entry: Entry) -> bool:
+        """Whether the device ``entry`` is to be made, and not recorded only."""
+        return self._devices or (entry.kind is Kind.CHARACTER and entry.device in HARMLESS)
+
     def _device(self, parent: int, name: bytes, entry: Entry) -> None:
         letter, kind = ("c", stat.S_IFCHR) if entry.kind is Kind.CHARACTER else ("b", stat.S_IFBLK)
-        if entry.kind is not Kind.CHARACTER or entry.device != (0, 0):
+        if (entry.kind is not Kind.CHARACTER or entry.device != (0, 0)) and self._makes(entry):
             device = os.makedev(*entry.device)
             try:
                 self._make(parent, name, lambda: os.mknod(name, kind | 0o600, device, dir_fd=parent))
@@ -505,8 +513,10 @@ class Merged(_Destination):
 
     _needed_of_directories = stat.S_IRWXU
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, devices: bool = True) -> None:
+        """``devices``: False where devices can be opened: then only HARMLESS ones are made, and others recorded."""
         super().__init__(directory)
+        self._devices = devices
         self._uid = self._gid = -1  # a set-group-id directory passes its group on, so owners are always set
         self._of_layer: set[bytes] = set()
         self._hidden: set[bytes] = set()

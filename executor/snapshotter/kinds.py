@@ -47,7 +47,7 @@ def snapshotter(kind: SnapshotterKind, store: Store, directory: str, ids: int) -
     if kind == "plain" or not ids or (kind == "auto" and fitting(directory) == "plain"):
         from executor.snapshotter.plain import Plain
 
-        return Plain(store, directory)
+        return Plain(store, directory, mounts=bool(ids))
     return OverlaysOrPlain(store, directory, ids)
 
 

@@ -66,9 +66,11 @@ class _Root(msgspec.Struct):
 class Plain:
     """``Snapshotter``."""
 
-    def __init__(self, store: Store, directory: str) -> None:
+    def __init__(self, store: Store, directory: str, *, mounts: bool = True) -> None:
         self._store = store
         self._directory = directory
+        self._mounts = mounts
+        """Whether this process can mount anything, so that no device in a root can be opened."""
         self._numbers = itertools.count()
         self._empty = self._new().fs
         self._lock = threading.Lock()
@@ -110,7 +112,7 @@ class Plain:
     def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
         directory = written(active)
         before = Before(directory, wait_for_clock_tick())
-        unpacked = unpack_onto(stream, directory, limits=limits)
+        unpacked = unpack_onto(stream, directory, limits=limits, devices=self._mounts)
         records.rewrite(directory, unpacked.recorded_onto(before.carried(), records.read(directory).get))
         return unpacked
 
@@ -172,7 +174,7 @@ class Plain:
         """Return a new root that is equal to ``parents``."""
         root = self._new()
         try:
-            _write(root.fs, whole(self.view(parents)))
+            _write(root.fs, whole(self.view(parents)), devices=self._mounts)
             root.table, _ = changes.scan(root.fs)
         except BaseException:
             _remove(root)
@@ -185,7 +187,7 @@ class Plain:
         if len(root.state) == len(parents):
             return
         for count in range(len(root.state), len(parents)):
-            _apply(root.fs, self.diff(parents[count], parents[:count]))
+            _apply(root.fs, self.diff(parents[count], parents[:count]), devices=self._mounts)
         root.state = tuple(each.number for each in parents)
         root.table, other_names = changes.scan(root.fs)
         self._separate(root, other_names)
@@ -193,7 +195,7 @@ class Plain:
     def _separate(self, root: _Root, other_names: dict[bytes, bytes]) -> None:
         """Replace the ``other_names`` of files in ``root`` by copies."""
         if other_names:
-            _apply(root.fs, _copies(root.fs, other_names))
+            _apply(root.fs, _copies(root.fs, other_names), devices=self._mounts)
             changes.renew(root.table, root.fs, tuple(other_names))
 
     def _keep(self, root: _Root) -> None:
@@ -231,7 +233,7 @@ class Plain:
         path = view.resolve(os.fsencode(inside))
         if view.lstat(path) is None:
             raise BuildError(f"mount source {inside} does not exist", why=os.strerror(2))
-        if readonly:
+        if readonly and self._mounts:
             with self._copying:
                 key = (stacked(parents), path)
                 directory = self._copies.get(key) or self._copies.setdefault(key, self._copied(view, path).fs)
@@ -240,7 +242,7 @@ class Plain:
             return
         copy = self._copied(view, path)
         try:
-            with _clone(copy.fs, path) as fd:
+            with _clone(copy.fs, path) if self._mounts else _opened(copy.fs, path) as fd:
                 yield Mounted(fd, (copy.fs,))
         finally:
             _remove(copy)
@@ -250,7 +252,7 @@ class Plain:
         with faults.translated(self._store.root, "cannot copy the files of a mount"):
             root = self._new()
             try:
-                _write(root.fs, whole(view, path))
+                _write(root.fs, whole(view, path), devices=self._mounts)
             except BaseException:
                 _remove(root)
                 raise
@@ -287,9 +289,9 @@ def whole(view: Union, path: bytes = b"") -> Iterator[Entry]:
             waiting.append(view.entries(entry.path))
 
 
-def _write(directory: str, entries: Iterator[Entry]) -> None:
-    """Fill ``directory``, which is empty, with ``entries``."""
-    with Merged(directory) as merged:
+def _write(directory: str, entries: Iterator[Entry], *, devices: bool) -> None:
+    """Fill ``directory``, which is empty, with ``entries``; ``devices`` as for ``Merged``."""
+    with Merged(directory, devices=devices) as merged:
         fill(merged, entries)
         records.rewrite(directory, merged.records)
 
@@ -320,10 +322,10 @@ class _Replacing:
         return path not in self.replaced and not any(each in self.removed for each in above)
 
 
-def _apply(directory: str, entries: Iterator[Entry]) -> None:
-    """Apply the changes ``entries`` to the root ``directory``."""
+def _apply(directory: str, entries: Iterator[Entry], *, devices: bool) -> None:
+    """Apply the changes ``entries`` to the root ``directory``; ``devices`` as for ``Merged``."""
     replacing = _Replacing(directory, entries)
-    with Merged(directory) as merged:
+    with Merged(directory, devices=devices) as merged:
         fill(merged, replacing)
         kept = [each for path, each in records.read(directory).items() if replacing.holds(path)]
         records.rewrite(directory, (*kept, *merged.records))
@@ -358,18 +360,24 @@ def _reset(directory: str) -> None:
 
 @contextmanager
 def _clone(directory: str, path: bytes) -> Iterator[int]:
-    """Return a detached mount of what is at ``path`` in ``directory``; no component may be a link."""
-    flags = syscalls.CONFINED
-    top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        place = syscalls.openat2(top, os.fsdecode(path) or ".", os.O_PATH | os.O_CLOEXEC, resolve=flags)
-    finally:
-        os.close(top)
-    try:
+    """Yield a detached mount of what is at ``path`` in ``directory``; no component may be a link."""
+    with _opened(directory, path) as place:
         clone = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_EMPTY_PATH
         fd = syscalls.open_tree(place, "", clone)
+    try:
+        yield fd
     finally:
-        os.close(place)
+        os.close(fd)
+
+
+@contextmanager
+def _opened(directory: str, path: bytes) -> Iterator[int]:
+    """Yield an O_PATH descriptor of what is at ``path`` in ``directory``; no component may be a link."""
+    top = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = syscalls.openat2(top, os.fsdecode(path) or ".", os.O_PATH | os.O_CLOEXEC, resolve=syscalls.CONFINED)
+    finally:
+        os.close(top)
     try:
         yield fd
     finally:

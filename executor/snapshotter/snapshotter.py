@@ -40,7 +40,7 @@ class ActiveRoot(msgspec.Struct, frozen=True):
 
 
 class Mounted(msgspec.Struct, frozen=True):
-    """A detached mount of files of a stack, for ``executor.sandbox.spec.BindFd``."""
+    """A detached mount of files of a stack, or where nothing can be mounted a copy, for ``sandbox.spec.BindFd``."""
 
     fd: int
     """A descriptor of its root, a directory or a file."""

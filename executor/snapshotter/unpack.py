@@ -92,13 +92,13 @@ def unpack(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacke
         return Unpacked(*counts, implicit, needs_parents, lower.records)
 
 
-def unpack_onto(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
+def unpack_onto(stream: Readable, directory: str, *, limits: UnpackLimits, devices: bool = True) -> Unpacked:
     """Apply the layer archive that ``stream`` gives to the tree in ``directory``; otherwise as ``unpack``.
 
     The tree is an overlay mount of the layers below (see ``stack``), or a plain directory that they were applied to.
     What the kernel has refused is only in the result.
     """
-    with Merged(directory) as merged:
+    with Merged(directory, devices=devices) as merged:
         counts = _apply_all(stream, merged, limits, _layer_entry)
         return Unpacked(
             *counts, merged.implicit, records=merged.records, given=merged.given, links=tuple(merged.links.items())

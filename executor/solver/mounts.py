@@ -22,7 +22,7 @@ from executor.dockerfile import Stage
 from executor.dockerfile.instructions import Mount as Wanted
 from executor.dockerfile.instructions import Run, inline_script
 from executor.protocol import AskAgent, AskSecret
-from executor.sandbox.spec import Bind, BindFd, Mount, SecretFile, Tmpfs
+from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, Tmpfs
 from executor.snapshotter import materialise
 from executor.snapshotter.snapshotter import Snapshotter
 from executor.solver import builtin_args, content, copying, keys, lifetime, treename
@@ -163,7 +163,7 @@ class MountPlanner(msgspec.Struct, frozen=True):
         script = inline_script(instruction)
         if script is not None:
             data, name = script.content.encode(), script.file()
-            mounts.append(Fixed(("script", name, data), SecretFile(f"{SCRIPTS}/{name}", data, mode=0o755)))
+            mounts.append(Fixed(("script", name, data), ScriptFile(f"{SCRIPTS}/{name}", data)))
         sources = treename.sources((state.tree, *(each.key for each in mounts)))
         return Mounts(tuple(mounts), tuple(secrets), next(iter(agents), ""), sources)
 

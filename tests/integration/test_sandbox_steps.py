@@ -576,7 +576,7 @@ def test_nothing_survives_a_killed_executor(
 ) -> None:
     users = {IsolationMode.MAPPED: "_user_with_ids", IsolationMode.SINGLE: "_user_without_ids"}
     user = request.getfixturevalue(users[mode]) if (mode := sandbox.isolation.mode) in users else None
-    with opened(user) as doomed:
+    with opened(user, mode=mode) as doomed:
         for _ in range(3):
             doomed.begin(doomed.spec("trap '' TERM; (sleep 1000 &); (nc -l -p 1 &); echo ready; sleep 1000"), "ready")
         below = alive_below(doomed.pid)

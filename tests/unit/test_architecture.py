@@ -233,7 +233,7 @@ CHOOSING = {"executor/protocol.py", "orchestrator/flags.py", "orchestrator/reque
 
 def knows_behind_the_snapshotter(module: str, source: str) -> list[str]:
     """The words in ``source``, the file ``module``, that are the business of the snapshotter and the sandbox."""
-    if module.startswith(("executor/snapshotter/", "executor/sandbox/", "platforms/")):
+    if module.startswith(("executor/snapshotter/", "executor/sandbox/", "executor/supervised/", "platforms/")):
         return []
     text = CHOICE.sub("", source) if module in CHOOSING else source
     return [found[0] for found in BEHIND_THE_SNAPSHOTTER.finditer(text)]

@@ -132,8 +132,9 @@ EXEMPT = {
     "follow_symlinks=False)": ("a component of a path that was split, below a directory's descriptor"),
 }
 """What is put together by other means all the same, and why that is safe."""
-SANDBOX = "executor/sandbox/"
-"""Works in the namespace of a step, where a path is the step's own; ``targets`` resolves what comes from an image."""
+SANDBOX = ("executor/sandbox/", "executor/supervised/")
+"""Works in the namespace or the chroot of a step, where a path is the step's own, and with numbers in /proc;
+``targets`` resolves what comes from an image."""
 
 
 def rule_breakers(module: str, source: str) -> list[str]:

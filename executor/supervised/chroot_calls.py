@@ -1,0 +1,132 @@
+"""The system calls of a step in a chroot that its supervisor answers, or that are refused there, with their numbers.
+
+Columns as in ``sandbox.seccomp``: x86_64, i386, aarch64, arm, ppc64le, s390x, riscv64; "-" where there is no such call.
+
+The arguments that a filter can see tell apart most calls that cannot concern /proc, so that these cost nothing: files
+that must be new, lstat(2), fstat(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from functools import partial
+
+from executor.sandbox import notified_calls, seccomp
+from executor.sandbox.seccomp import ALLOW, AND, DENY, JEQ, JSET, LD, NOTIFY, RET, Line, Rules
+from platforms import syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+OPENING: Final = """\
+open                 2    5    -    5    5    5    -
+openat             257  295   56  322  286  288   56
+openat2            437  437  437  437  437  437  437
+creat               85    8    -    8    8    8    -
+"""
+READING_LINKS: Final = """\
+readlink            89   85    -   85   85   85    -
+readlinkat         267  305   78  332  296  298   78
+"""
+ACCESSING: Final = """\
+access              21   33    -   33   33   33    -
+faccessat          269  307   48  334  298  300   48
+faccessat2         439  439  439  439  439  439  439
+"""
+NAMING: Final = """\
+uname               63  122  160  122  122  122  160
+"""
+LIMITING: Final = """\
+prlimit64          302  340  261  369  325  334  261
+"""
+NOTIFIED: Final = (
+    OPENING + READING_LINKS + ACCESSING + NAMING + LIMITING + notified_calls.LOOKING + notified_calls.MAKING
+)
+"""All that can be sent to the supervisor."""
+
+_SCHEDULING: Final = """\
+sched_setparam     142  154  118  154  154  154  118
+sched_setscheduler 144  156  119  156  156  156  119
+sched_setaffinity  203  241  122  241  222  239  122
+sched_setattr      314  351  274  380  355  345  274
+"""
+"""Calls whose first argument is a process. Landlock does not keep them from those of others."""
+_PRIORITY: Final = """\
+setpriority        141   97  140   97   97   97  140
+ioprio_set         251  289   30  314  273  282   30
+"""
+"""Calls whose second argument is a process, a group or a user."""
+_SOCKET: Final = """\
+socket              41  359  198  281  326  359  198
+"""
+_SOCKETCALL: Final = """\
+socketcall           -  102    -    -  102  102    -
+"""
+
+_KIND: Final = 0xF000  # S_IFMT
+_AT_FLAGS: Final = {"statx": 2, "newfstatat": 3, "fstatat64": 3}
+"""Where the flags of the calls are."""
+
+
+def rules(*, secrets: bool, network: bool) -> Callable[[str], Rules]:
+    """Return the rules of a step for ``seccomp.program``.
+
+    ``secrets``: whether it has files of secrets, whose status is the supervisor's to tell. ``network``: whether it may
+    use sockets of the network.
+    """
+    return partial(_rules, secrets=secrets, network=network)
+
+
+def _rules(architecture: str, *, secrets: bool, network: bool) -> Rules:
+    found: Rules = {}
+    for name, number in seccomp.numbers(NOTIFIED, architecture).items():
+        found[number] = _notified(name, secrets)
+    if not secrets:
+        for name, number in seccomp.numbers(notified_calls.LOOKING, architecture).items():
+            if name.startswith(("lstat", "fstat")) and name not in _AT_FLAGS:
+                found[number] = ALLOW
+    else:
+        for name in ("fstat", "fstat64"):
+            if (fstat := seccomp.numbers(notified_calls.LOOKING, architecture).get(name)) is not None:
+                found[fstat] = ALLOW
+    found |= dict.fromkeys(seccomp.numbers(_SCHEDULING, architecture).values(), _only_zero(0))
+    found |= dict.fromkeys(seccomp.numbers(_PRIORITY, architecture).values(), _only_zero(1))
+    if not network:
+        found |= dict.fromkeys(seccomp.numbers(_SOCKET, architecture).values(), _LOCAL_SOCKETS)
+        found |= dict.fromkeys(seccomp.numbers(_SOCKETCALL, architecture).values(), _NO_FAMILY)
+    return found
+
+
+_NO_FAMILY: Final[tuple[Line, ...]] = ((RET, 0, 0, seccomp.ERRNO | errno.EAFNOSUPPORT),)
+_LOCAL_SOCKETS: Final[tuple[Line, ...]] = (
+    (LD, 0, 0, seccomp.argument(0)),
+    (JEQ, 0, 1, socket.AF_UNIX),
+    *ALLOW,
+    *_NO_FAMILY,
+)
+
+
+def _notified(name: str, secrets: bool) -> tuple[Line, ...]:
+    if name in ("open", "openat"):
+        new = os.O_EXCL | os.O_PATH  # the kernel adds no O_PATH descriptors
+        return ((LD, 0, 0, seccomp.argument(1 if name == "open" else 2)), (JSET, 0, 1, new), *ALLOW, *NOTIFY)
+    if name in _AT_FLAGS:
+        native = syscalls.AT_EMPTY_PATH | (0 if secrets else syscalls.AT_SYMLINK_NOFOLLOW)
+        return ((LD, 0, 0, seccomp.argument(_AT_FLAGS[name])), (JSET, 0, 1, native), *ALLOW, *NOTIFY)
+    if name.startswith("mknod"):
+        mode: Line = (LD, 0, 0, seccomp.argument(2 if name == "mknodat" else 1))
+        device = ((AND, 0, 0, _KIND), (JEQ, 1, 0, stat.S_IFCHR), (JEQ, 0, 1, stat.S_IFBLK))
+        return (mode, *device, *NOTIFY, *ALLOW)
+    if name == "prlimit64":
+        return ((LD, 0, 0, seccomp.argument(0)), (JEQ, 0, 1, 0), *ALLOW, *NOTIFY)
+    return NOTIFY
+
+
+def _only_zero(argument: int) -> tuple[Line, ...]:
+    """Allow a call for the calling process, which 0 stands for, only."""
+    return ((LD, 0, 0, seccomp.argument(argument)), (JEQ, 0, 1, 0), *ALLOW, *DENY)

@@ -1,0 +1,118 @@
+"""Turning a forked process into a step in a chroot: root directory, privileges, program.
+
+The step is confined in several ways, each of which is enough to keep it from the executor's files and memory:
+
+- It lacks CAP_SYS_CHROOT, without which it cannot leave its root, and by which the executor has more capabilities than
+  it: the kernel lets nobody trace a process with more, nor read what only tracing processes may (ptrace(2)).
+- Landlock keeps it from opening any file outside of its root, from tracing processes that are not its own, and from
+  sending them signals (Linux 6.12).
+- Its seccomp filter is Docker's, for the capabilities that it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from executor.sandbox import cgroup, seccomp, step_process
+from executor.sandbox.isolation import SUPERVISED
+from executor.sandbox.report import NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, StartReporter, error_text
+from executor.sandbox.spec import SecretFile
+from executor.sandbox.step_process import CAPABILITIES, NO_ID, RefusedError
+from executor.supervised import chroot_calls
+from platforms import syscalls
+from platforms.descriptors import close_others
+
+if TYPE_CHECKING:
+    from executor.sandbox.spec import Spec
+
+KEPT: Final = frozenset(CAPABILITIES) - {syscalls.CAP_SYS_CHROOT, syscalls.CAP_NET_RAW, syscalls.CAP_MKNOD}
+"""The capabilities of a step. CAP_NET_RAW in the container's network would allow to read and forge its traffic.
+Without mounts a device that a step has made could be opened, so the supervisor makes them (``Supervisor``)."""
+SCOPES: Final = syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL
+_WORSE: Final = 500
+_WORST: Final = 1000
+"""The increment of oom_score_adj of a step over ours, and its maximum (1000 corresponds to all memory)."""
+
+
+def filter_of(spec: Spec) -> bytes:
+    """Return the seccomp filter of the step ``spec``."""
+    secrets = any(isinstance(each, SecretFile) for each in spec.mounts)
+    return seccomp.program(more=chroot_calls.rules(secrets=secrets, network=spec.network != "none"))
+
+
+def become(
+    spec: Spec, root: int, output: tuple[int, int], supervisor: socket.socket, report: StartReporter
+) -> NoReturn:
+    """Turn this process into the step ``spec`` in the directory ``root``.
+
+    ``output``: stdout and stderr. ``supervisor``: a socket for the listener of the filter. Raises RefusedError, and
+    OSError where the host does not allow it.
+    """
+    # 1. The process: killed with its parent, with default attributes, and the first that the OOM killer selects.
+    syscalls.die_with_parent()
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    for each in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(each, signal.SIG_DFL)
+    os.umask(0o022)
+    _volunteer()
+    if spec.cgroup:
+        cgroup.enter(spec.cgroup)
+    for number in (spec.uid, spec.gid, *spec.groups):  # -1 means "unchanged", which is root (CVE-2024-40635)
+        if not 0 <= number < NO_ID:
+            raise RefusedError(NOT_SET_UP, f"{number} is no user or group id")
+    code = filter_of(spec)
+
+    # 2. Root directory and standard streams, and no other descriptor that leads outside.
+    os.fchdir(root)
+    os.chroot(".")
+    os.chdir("/")
+    stdin = step_process.in_memory(spec.stdin) if spec.stdin else _null()
+    for number, fd in enumerate((stdin, *output)):
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            step_process.give_stream(fd, spec.uid)
+        os.dup2(fd, number)
+    close_others(report.fd, supervisor.fileno())
+    step_process.enter_directory(spec.cwd, -1)
+
+    # 3. Privileges, irreversibly; the filter last, as the supervisor answers from then on.
+    syscalls.no_new_privileges()
+    syscalls.landlock_confine(SCOPES)
+    for name, soft, hard in spec.options.ulimits:
+        step_process.set_limit(name, soft, hard)
+    step_process.drop_capabilities(KEPT)
+    step_process.change_user(spec)
+    syscalls.die_with_parent()  # again: cleared by the change of ids
+    program = step_process.find_program(spec.argv, spec.env)
+    listener = syscalls.seccomp_filter(code, SUPERVISED)
+    socket.send_fds(supervisor, [b"listener"], [listener])
+    os.close(listener)
+    supervisor.close()
+
+    # 4. The program.
+    try:
+        os.execve(program, spec.argv, step_process.environment(spec.env))
+    except OSError as error:
+        code_ = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        raise RefusedError(code_, f"exec {program}: {error_text(error.errno or 0)}") from error
+    except ValueError as error:
+        why = f"exec {program}: an argument or a variable cannot be passed to a program: {error}"
+        raise RefusedError(NOT_EXECUTABLE, why) from error
+
+
+def _null() -> int:
+    """Return a descriptor of the root's own /dev/null, or of one without content where devices cannot be opened."""
+    with contextlib.suppress(OSError):
+        return os.open("/dev/null", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return step_process.in_memory(b"")
+
+
+def _volunteer() -> None:
+    fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    os.pwrite(fd, b"%d" % min(_WORST, int(os.pread(fd, 16, 0)) + _WORSE), 0)
+    os.close(fd)

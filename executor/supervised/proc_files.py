@@ -1,0 +1,331 @@
+"""What a step finds in /proc: its own processes, made-up mounts, and what the kernel tells of the machine.
+
+A step without namespaces has no /proc of its own, and the one of its container shows the executor. So its supervisor
+opens the files of /proc for it. Never a directory: from a descriptor of one, ``..`` leads out of any chroot.
+Directories are told as names (``ProcDirectory``), which the supervisor shows in one of the step's own.
+
+A process belongs to the step if it descends from its reaper. The kernel checks the caller's right to each file, as the
+supervisor takes the caller's ids meanwhile (``caller``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NoReturn
+
+import msgspec
+
+from platforms import syscalls
+
+_PATH: Final = os.O_PATH | os.O_CLOEXEC
+_KEPT_FLAGS: Final = ~(os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+"""The flags of open(2) that matter for a file that exists and is no link."""
+
+PROCESS_FILES: Final = frozenset(
+    b"""auxv cgroup clear_refs cmdline comm coredump_filter cpuset environ gid_map io limits loginuid maps mem
+    numa_maps oom_adj oom_score oom_score_adj pagemap personality projid_map sched schedstat sessionid setgroups smaps
+    smaps_rollup stack stat statm status syscall timers timerslack_ns uid_map wchan""".split()
+)
+_WRITABLE: Final = frozenset(b"clear_refs comm coredump_filter mem oom_adj oom_score_adj timerslack_ns".split())
+_MAGIC: Final = (b"cwd", b"exe", b"root")
+MACHINE_FILES: Final = frozenset(
+    b"""buddyinfo cmdline cpuinfo crypto devices diskstats filesystems loadavg meminfo misc modules partitions stat
+    swaps uptime version vmstat zoneinfo""".split()
+)
+"""What the kernel tells of the machine, of that which containers are not kept from."""
+_TREES: Final = (b"sys",)
+_MADE_UP: Final = (b"mounts", b"mountinfo", b"mountstats")
+_UNREACHABLE: Final = b"("
+"""Begins the text of a link to what is outside of the supervisor's root (d_path in fs/d_path.c of Linux)."""
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file of the kernel's /proc: ``name`` in the directory ``at``."""
+
+    at: int
+    name: bytes
+    writable: bool = False
+
+
+class ProcLink(msgspec.Struct, frozen=True):
+    """A link with a ``text`` that is a path of the step."""
+
+    text: bytes
+
+
+class MagicLink(msgspec.Struct, frozen=True):
+    """A link to a file that a process has open, is in, or executes; and the path ``rest`` from there."""
+
+    at: int
+    name: bytes
+    rest: bytes = b""
+
+
+class MadeUp(msgspec.Struct, frozen=True):
+    """A file ``name`` with content that the kernel has not made."""
+
+    name: bytes
+
+
+class ProcDirectory(msgspec.Struct, frozen=True):
+    """A directory with ``files`` and ``directories``, which is ``name`` in the kernel's directory ``at``."""
+
+    at: int
+    name: bytes
+    files: tuple[bytes, ...] = ()
+    directories: tuple[bytes, ...] = ()
+
+
+Node = File | ProcLink | MagicLink | MadeUp | ProcDirectory
+
+
+class ProcFiles:
+    """The files of /proc for one step. ``proc`` is a descriptor of the kernel's, ``reaper`` the parent of the step's
+    processes and of ``helpers``, which are not the step's."""
+
+    def __init__(self, proc: int, reaper: int, helpers: frozenset[int]) -> None:
+        self.proc = proc
+        self._reaper = reaper
+        self._helpers = helpers
+
+    @contextmanager
+    def found(self, thread: int, path: bytes) -> Iterator[Node]:
+        """Yield what the caller's ``thread`` finds at ``path``, which begins after "/proc/". Raises OSError."""
+        first, _, rest = path.partition(b"/")
+        if not first:
+            yield self._top()
+        elif first == b"self" and not rest:
+            yield ProcLink(b"%d" % self.process(thread))
+        elif first == b"thread-self" and not rest:
+            yield ProcLink(b"%d/task/%d" % (self.process(thread), thread))
+        elif first == b"mounts" and not rest:
+            yield ProcLink(b"self/mounts")
+        elif first == b"net":
+            yield self._tree(b"%d/net" % thread, rest)
+        elif first in _TREES:
+            yield self._tree(first, rest)
+        elif first in MACHINE_FILES and not rest:
+            yield File(self.proc, first)
+        elif first in (b"self", b"thread-self") or first.isdigit():
+            number = int(first) if first.isdigit() else thread
+            with self._process(number, known=number == thread) as at:
+                yield self._of_process(at, rest, number)
+        else:
+            _missing()
+
+    def process(self, thread: int) -> int:
+        """Return the process of ``thread``."""
+        return int(self._status(thread, b"Tgid:"))
+
+    def umask(self, thread: int) -> int:
+        """Return the umask of ``thread``."""
+        return int(self._status(thread, b"Umask:"), 8)
+
+    def _status(self, thread: int, field: bytes) -> bytes:
+        """Return the first word of a ``field`` (proc_pid_status(5))."""
+        with open(os.open(b"%d/status" % thread, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc), "rb") as file:
+            return next(line.split()[1] for line in file if line.startswith(field))
+
+    @contextmanager
+    def _process(self, number: int, *, known: bool) -> Iterator[int]:
+        """Yield a descriptor of the directory of the process ``number``, which stays that one's.
+
+        ``known``: whether it is known to be the step's.
+        """
+        try:
+            at = os.open(b"%d" % number, _PATH | os.O_DIRECTORY, dir_fd=self.proc)
+        except FileNotFoundError:
+            _missing()
+        try:
+            if not known and not self._belongs(at):
+                _missing()
+            yield at
+        finally:
+            os.close(at)
+
+    def _belongs(self, at: int) -> bool:
+        """Whether the process of the directory ``at`` descends from the reaper.
+
+        Numbers of processes are used again. So the chain of parents is read twice: while a child is alive and has the
+        same parent as before, the parent's number was that parent's all the time.
+        """
+        chain = self._ancestors(at)
+        return bool(chain) and chain[-1] == self._reaper and chain == self._ancestors(at)
+
+    def _ancestors(self, at: int) -> list[int]:
+        """Return the process of the directory ``at`` and its ancestors, up to the reaper; [] if that is none."""
+        try:
+            found = [*_parent(at, b"stat")]
+            while found[-1] != self._reaper:
+                if found[-1] <= 1:
+                    return []
+                found.append(_parent(self.proc, b"%d/stat" % found[-1])[1])
+        except (OSError, ValueError):  # it has ended
+            return []
+        return [] if self._helpers.intersection(found[:-1]) else found
+
+    def processes(self) -> list[int]:
+        """Return the step's processes."""
+        found = []
+        for name in _numbers(self.proc, b"."):
+            if name.isdigit():
+                with contextlib.suppress(OSError), self._process(int(name), known=False):
+                    found.append(int(name))
+        return found
+
+    # -- what is where
+
+    def _top(self) -> ProcDirectory:
+        numbers = [b"%d" % each for each in self.processes()]
+        files = (*MACHINE_FILES, b"mounts")
+        return ProcDirectory(self.proc, b".", files, (*numbers, b"self", b"thread-self", b"net", *_TREES))
+
+    def _tree(self, top: bytes, rest: bytes) -> Node:
+        """Return a file or directory of the kernel's settings or network, for reading."""
+        name = top + b"/" + rest if rest else top
+        fd = syscalls.openat2(self.proc, os.fsdecode(name), _PATH, resolve=syscalls.CONFINED)
+        try:
+            if not stat.S_ISDIR(os.fstat(fd).st_mode):
+                return File(self.proc, name)
+        finally:
+            os.close(fd)
+        listed = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc)
+        try:
+            with os.scandir(listed) as entries:
+                kinds = [(os.fsencode(each.name), each.is_dir(follow_symlinks=False)) for each in entries]
+        finally:
+            os.close(listed)
+        files = tuple(each for each, is_directory in kinds if not is_directory)
+        return ProcDirectory(self.proc, name, files, tuple(each for each, is_directory in kinds if is_directory))
+
+    def _of_process(self, at: int, path: bytes, number: int) -> Node:
+        """Return what is at ``path`` in the directory ``at`` of a process or thread."""
+        first, _, rest = path.partition(b"/")
+        if not first:
+            links = (*_MAGIC, *_MADE_UP)
+            return ProcDirectory(at, b".", (*PROCESS_FILES, *links), (b"fd", b"fdinfo", b"net", b"task"))
+        if first in PROCESS_FILES and not rest:
+            return File(at, first, writable=first in _WRITABLE)
+        if first in _MADE_UP and not rest:
+            return MadeUp(first)
+        if first in _MAGIC:
+            return MagicLink(at, first, rest)
+        if first == b"net":
+            return self._tree(b"%d/net" % number, rest)
+        if first in (b"fd", b"fdinfo"):
+            return self._descriptor(at, first, rest)
+        if first == b"task":
+            return self._thread(at, rest)
+        return _missing()
+
+    def _descriptor(self, at: int, kind: bytes, path: bytes) -> Node:
+        number, _, rest = path.partition(b"/")
+        if not number:
+            return ProcDirectory(at, kind, _with_own(_numbers(at, kind)))
+        if not number.isdigit():
+            _missing()
+        return File(at, kind + b"/" + number) if kind == b"fdinfo" else MagicLink(at, kind + b"/" + number, rest)
+
+    def _thread(self, at: int, path: bytes) -> Node:
+        number, _, rest = path.partition(b"/")
+        if not number:
+            return ProcDirectory(at, b"task", (), _numbers(at, b"task"))
+        name, _, more = rest.partition(b"/")
+        if not number.isdigit() or more:
+            _missing()
+        place = b"task/" + number
+        if not name:
+            return ProcDirectory(at, place, tuple(PROCESS_FILES))
+        if name not in PROCESS_FILES:
+            _missing()
+        return File(at, place + b"/" + name, writable=name in _WRITABLE)
+
+
+def open_file(node: File, flags: int) -> int:
+    """Open ``node`` as open(2) with ``flags`` would. Raises OSError."""
+    if flags & os.O_ACCMODE != os.O_RDONLY and not node.writable:
+        _refused()
+    if flags & os.O_DIRECTORY:
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    fd = os.open(node.name, flags & _KEPT_FLAGS | os.O_CLOEXEC, dir_fd=node.at)
+    if stat.S_ISDIR(os.fstat(fd).st_mode):  # from which a step could leave its root
+        os.close(fd)
+        _missing()
+    return fd
+
+
+def open_magic(node: MagicLink, flags: int) -> int:
+    """Open what ``node`` leads to, in the root of the step, which has to be this process's. Raises OSError.
+
+    What a process has open can come from outside: a device or, for reading, a file. Never a directory.
+    """
+    outside = os.readlink(node.name, dir_fd=node.at).startswith(_UNREACHABLE)
+    if outside and (node.rest or node.name in _MAGIC):
+        _refused()
+    flags = flags & _KEPT_FLAGS | os.O_CLOEXEC
+    base = os.open(node.name, _PATH | os.O_DIRECTORY, dir_fd=node.at) if node.rest else -1
+    try:  # without waiting for the other end of a pipe
+        name, at = (node.rest, base) if node.rest else (node.name, node.at)
+        fd = os.open(name, flags | os.O_NONBLOCK, dir_fd=at)
+    finally:
+        if base >= 0:
+            os.close(base)
+    mode = os.fstat(fd).st_mode
+    if outside and (stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and flags & os.O_ACCMODE != os.O_RDONLY)):
+        os.close(fd)
+        _refused()
+    os.set_blocking(fd, not flags & os.O_NONBLOCK)
+    return fd
+
+
+def read_magic(node: MagicLink) -> bytes:
+    """Return the text of ``node``. Raises OSError."""
+    text = os.readlink(node.name, dir_fd=node.at)
+    if text.startswith(_UNREACHABLE) and (node.rest or node.name in _MAGIC):
+        _refused()
+    if not node.rest:
+        return text.partition(b")")[2] if text.startswith(_UNREACHABLE) else text
+    base = os.open(node.name, _PATH | os.O_DIRECTORY, dir_fd=node.at)
+    try:
+        return os.readlink(node.rest, dir_fd=base)
+    finally:
+        os.close(base)
+
+
+def _parent(at: int, name: bytes) -> tuple[int, int]:
+    """Return the number of a process and of its parent (proc_pid_stat(5))."""
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
+    try:
+        text = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    number, _, rest = text.partition(b" (")
+    return int(number), int(rest.rpartition(b")")[2].split()[1])
+
+
+def _numbers(at: int, name: bytes) -> tuple[bytes, ...]:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+    try:
+        return tuple(os.fsencode(each) for each in os.listdir(fd))
+    finally:
+        os.close(fd)
+
+
+def _with_own(numbers: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Return ``numbers`` with the one that a descriptor of the directory will have."""
+    return *numbers, next(
+        each for each in (b"%d" % number for number in range(len(numbers) + 1)) if each not in numbers
+    )
+
+
+def _missing() -> NoReturn:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _refused() -> NoReturn:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

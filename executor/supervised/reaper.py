@@ -1,0 +1,244 @@
+"""The process that runs one step where there are no pid namespaces: when the step has ended, nothing of it is left.
+
+It adopts every process of the step whose own parent ends (PR_SET_CHILD_SUBREAPER), so all of them are below it. When
+the step's first process has ended, when the step is cancelled, or when the zygote dies, it kills them all. Landlock's
+signal scope, in which the reaper is with the step, makes that one call: ``kill(-1)`` reaches every process that the
+reaper may signal, at once, so that no process can fork faster than it is killed. The step's own domain is inside of the
+reaper's and reaches neither the reaper nor the supervisor.
+
+What the step needed in its root is put there before, and taken out after (``placements``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import msgspec
+from msgspec.structs import replace
+
+from executor.sandbox import report, roots, staging
+from executor.sandbox.step_process import RefusedError
+from executor.sandbox.zygote import StepOutcome
+from executor.snapshotter.rootfs import Directory
+from executor.supervised import chroot_step, step_files
+from executor.supervised.placements import PlacedFiles
+from executor.supervised.proc_files import ProcFiles
+from executor.supervised.supervisor import Outside, Supervisor
+from platforms import debug, syscalls
+from platforms.descriptors import keep_only, receive_fds
+
+if TYPE_CHECKING:
+    from executor.sandbox.spec import Spec
+    from executor.snapshotter.records import Record
+    from executor.supervised.step_files import Answered
+
+_UNSUPERVISED: Final = "the process that answers a step's system calls has died"
+
+
+class CannotKillError(OSError):
+    """Processes cannot be killed without reaching others."""
+
+
+def confine_signals() -> None:
+    """Enter a Landlock domain from which nothing outside can be signalled. Raises OSError if that is not so then."""
+    syscalls.no_new_privileges()
+    syscalls.landlock_domain(syscalls.LANDLOCK_SCOPE_SIGNAL)
+    try:
+        os.kill(os.getppid(), 0)
+    except PermissionError:
+        return
+    raise CannotKillError("Landlock does not keep signals from other processes")
+
+
+def kill_all() -> None:
+    """Kill and reap every process below this one, which has called ``confine_signals`` and ``adopt_orphans``."""
+    while True:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(-1, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+class Reaper:
+    """Runs the step ``spec``, whose answer goes to ``reply``. In a process of its own."""
+
+    def __init__(self, spec: Spec, reply: socket.socket, output: tuple[int, int]) -> None:
+        self._spec = spec
+        self._reply = reply
+        self._output = output
+        self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for each in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(each, _noted)
+        self._statuses: dict[int, int] = {}
+        """Of children that have ended."""
+        self._cancelled = False
+
+    def run(self) -> StepOutcome:
+        """Run the step to its end. Afterwards none of its processes is left, and its root has its changes only."""
+        rootfs = self._spec.rootfs
+        if not isinstance(rootfs, Directory):
+            return StepOutcome(unfit="overlays cannot be mounted here: the plain snapshotter is needed")
+        if self._spec.insecure:
+            return StepOutcome(unfit="a step in a chroot has no privileges to give up: --security=insecure")
+        if os.statvfs(rootfs.path).f_flag & os.ST_NOEXEC:
+            return StepOutcome(unfit=f"cannot use {roots.described(rootfs)}: {staging.NO_PROGRAMS}")
+        try:
+            confine_signals()
+            placements = PlacedFiles(rootfs)
+        except OSError as error:
+            return StepOutcome(unfit=str(error))
+        answered = None
+        try:
+            answered = step_files.put_all(placements, self._spec, self._is_cancelled)
+            outcome = self._run(placements, answered)
+        except RefusedError as refused:
+            outcome = StepOutcome(refused.code, error=str(refused))
+        except OSError as error:
+            outcome = StepOutcome(unfit=str(error))
+        finally:
+            kill_all()
+            placements.take_out()
+        made, touched = tuple(placements.root.made), tuple(placements.root.touched.values())
+        devices = tuple(marshalled(each) for each in answered.devices.left(rootfs.path)) if answered else ()
+        return replace(outcome, made=made, touched=touched, devices=devices)
+
+    def _is_cancelled(self) -> bool:
+        """Whether the step was cancelled. Does not wait."""
+        poll = select.poll()
+        poll.register(self._reply, select.POLLIN)
+        self._cancelled = self._cancelled or bool(poll.poll(0)) or self._terminated()
+        return self._cancelled
+
+    def _run(self, placements: PlacedFiles, answered: Answered) -> StepOutcome:
+        ours, theirs = socket.socketpair()
+        told, tell = os.pipe2(os.O_CLOEXEC)
+        first = _forked(lambda: _become(self._spec, placements.fd, self._output, theirs, report.StartReporter(tell)))
+        theirs.close()
+        os.close(tell)
+        supervisor = _forked(lambda: _supervise(ours, placements.fd, answered, self._spec.hostname))
+        ours.close()
+        for fd in self._output:
+            os.close(fd)
+        debug.log("step's process started", pid=first, supervisor=supervisor)
+        self._wait(first, supervisor)
+        kill_all()
+        said = report.read(told)
+        if said.error or said.unfit:
+            return StepOutcome(said.code, error=said.error, unfit=said.unfit)
+        if first not in self._statuses:
+            return StepOutcome(unfit="" if self._cancelled else _UNSUPERVISED)
+        code = os.waitstatus_to_exitcode(self._statuses[first])
+        debug.log("step's process ended", pid=first, status=code)
+        return StepOutcome(128 - code, -code) if code < 0 else StepOutcome(code)
+
+    def _wait(self, first: int, supervisor: int) -> None:
+        """Wait until the process ``first`` or its supervisor has ended, or the step is cancelled."""
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        poll.register(self._reply, select.POLLIN)
+        while first not in self._statuses and not self._statuses.get(supervisor):  # which may see the end earlier
+            for fd, _ in poll.poll():
+                if fd != self._wake or self._terminated():
+                    self._cancelled = True
+                    return
+            self._reap()
+
+    def _terminated(self) -> bool:
+        """Whether the zygote has died, or wants this process to end."""
+        try:
+            return signal.SIGTERM in os.read(self._wake, 4096)
+        except BlockingIOError:
+            return False
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._statuses[ended[0]] = ended[1]
+
+
+def marshalled(record: Record) -> tuple[bytes, int, int, str, int, int]:
+    """Return the record of a device as ``StepOutcome.devices`` has it."""
+    assert record.device is not None
+    return record.path, record.uid, record.gid, record.device.letter, record.device.major, record.device.minor
+
+
+def serve(spec: Spec, reply: socket.socket, output: tuple[int, int]) -> NoReturn:
+    """The main function of the reaper's process."""
+    try:
+        parent = os.getppid()
+        syscalls.adopt_orphans()
+        syscalls.set_name("kanifold-reap")
+        reaper = Reaper(spec, reply, output)
+        syscalls.die_with_parent(signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+        outcome = reaper.run()
+        with contextlib.suppress(OSError):  # the requester may be gone
+            reply.send(outcome.pack())
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _noted(_signal: int, _frame: object) -> None:
+    """A signal whose arrival is told by the descriptor for waking up."""
+
+
+def _forked(main: Callable[[], NoReturn]) -> int:
+    """Fork a process that executes ``main``; return its number."""
+    pid = syscalls.fork(0)
+    if pid == 0:
+        try:
+            main()
+        finally:
+            os._exit(report.NOT_SET_UP)
+    return pid
+
+
+def _become(
+    spec: Spec, root: int, output: tuple[int, int], line: socket.socket, told: report.StartReporter
+) -> NoReturn:
+    try:
+        chroot_step.become(spec, root, output, line, told)
+    except RefusedError as refused:
+        told.refused(refused.code, str(refused))
+    except BaseException as error:
+        told.unfit(f"cannot start a step in a chroot: {error}")
+    finally:
+        os._exit(report.NOT_SET_UP)
+
+
+def _supervise(line: socket.socket, root: int, answered: Answered, hostname: str) -> NoReturn:
+    """The main function of the supervisor's process."""
+    syscalls.die_with_parent()
+    syscalls.set_name("kanifold-answer")
+    signal.set_wakeup_fd(-1)
+    for each in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(each, signal.SIG_DFL)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    outside = Outside(os.open("/proc", flags), os.open("/dev", flags), os.open("/sys", flags))
+    held = (*msgspec.structs.astuple(outside), answered.proc, answered.devices.fd, *answered.secrets.values())
+    keep_only(line.fileno(), root, *held)
+    os.fchdir(root)
+    os.chroot(".")
+    os.chdir("/")
+    os.close(root)
+    _, fds = receive_fds(line, 16, 1)
+    line.close()
+    if fds:  # else the step did not get that far
+        proc = ProcFiles(outside.proc, os.getppid(), frozenset({os.getpid()}))
+        Supervisor(fds[0], outside, proc, answered, hostname).run()
+    os._exit(0)

@@ -1,0 +1,257 @@
+"""The files of a step in a chroot that are not of its image: /proc, /dev, /sys, and what ``RUN --mount`` asks for.
+
+/proc and /sys are directories with the names that programs look for, and with the content of a few files. The
+supervisor opens what is really there for the step (``proc_files``). It recognises a file that the step has reached by a
+link, such as /var/log/access.log -> /dev/stdout, by its inode number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Final, assert_never
+
+import msgspec
+
+from executor.sandbox import network
+from executor.sandbox.report import NOT_SET_UP
+from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, Spec, Tmpfs
+from executor.sandbox.staging import DEVICE_NAMES
+from executor.sandbox.step_process import RefusedError, hosts_file, normal_target
+from executor.supervised.made_devices import MadeDevices
+from executor.supervised.placements import PlacedFiles, make_directory
+from platforms import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SYSTEM: Final = (
+    ("/", "overlay", "overlay", "rw,relatime"),
+    ("/proc", "proc", "proc", "rw,nosuid,nodev,noexec,relatime"),
+    ("/dev", "tmpfs", "tmpfs", "rw,nosuid,size=65536k,mode=755"),
+    ("/dev/pts", "devpts", "devpts", "rw,nosuid,noexec,relatime,gid=5,mode=620,ptmxmode=666"),
+    ("/dev/shm", "tmpfs", "shm", "rw,nosuid,nodev,noexec,relatime"),
+    ("/sys", "sysfs", "sysfs", "ro,nosuid,nodev,noexec,relatime"),
+)
+"""The mounts that a container has: target, type, source and options (fstab(5))."""
+_FIRST_MOUNT: Final = 20
+"""The number of the first mount in /proc/self/mountinfo."""
+
+_DEV_LINKS: Final = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+)
+_OPEN_TO_ALL: Final = 0o1777
+_RETRY: Final = 0.02
+"""Seconds between attempts to get a cache directory that another step has."""
+
+
+class Answered(msgspec.Struct):
+    """What the supervisor answers for, by the inode numbers of files in the root that stand for it."""
+
+    names: dict[int, bytes] = {}
+    """Files of /proc and /dev, with the path under which the supervisor knows them."""
+    secrets: dict[int, int] = {}
+    """Secrets, each with a descriptor of a file in memory."""
+    proc: int = -1
+    """A descriptor of the root's own /proc."""
+    devices: MadeDevices = msgspec.field(default_factory=MadeDevices)
+    """The devices that the step makes."""
+
+
+def put_all(placements: PlacedFiles, spec: Spec, cancelled: Callable[[], bool]) -> Answered:
+    """Put everything into the root that ``spec`` needs. Waits until cache directories are free, or ``cancelled``.
+
+    Raises RefusedError.
+    """
+    answered = Answered()
+    table = mount_table(spec)
+    system: dict[str, Callable[[PlacedFiles, Answered], None]] = {
+        "/proc": partial(_put_proc, table),
+        "/dev": _put_dev,
+        "/sys": _put_sys,
+    }
+    files = {"/etc/resolv.conf": network.resolv_conf(isolated=False), "/etc/hosts": hosts_file(spec)}
+    wanted = {normal_target(mount.target): mount for mount in spec.mounts}
+    if "/" in wanted:
+        raise RefusedError(NOT_SET_UP, "cannot mount over the root directory")
+    _hold_caches(spec.mounts, cancelled)
+    for target in sorted({*system, *files, *wanted}, key=lambda each: each.count("/")):
+        try:
+            if target in wanted:
+                _put_mount(placements, wanted[target], answered)
+            elif target in system:
+                system[target](placements, answered)
+            else:
+                placements.put(_file(placements, files[target], 0o644), target)
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise RefusedError(NOT_SET_UP, f"cannot mount on {target}: {what}") from error
+    return answered
+
+
+def _hold_caches(mounts: tuple[Mount, ...], cancelled: Callable[[], bool]) -> None:
+    """Lock the cache directories among ``mounts``, which can be in one root at a time, until this process ends."""
+    places = {os.path.dirname(each.source) for each in mounts if isinstance(each, Bind) and not _is_socket(each)}
+    for place in sorted(filter(os.path.isdir, places)):
+        held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if cancelled():
+                    raise RefusedError(NOT_SET_UP, "cancelled") from None
+                time.sleep(_RETRY)
+
+
+def _is_socket(mount: Bind) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_ISSOCK(os.lstat(mount.source).st_mode)
+    return False
+
+
+def _put_mount(placements: PlacedFiles, mount: Mount, answered: Answered) -> None:
+    match mount:
+        case Bind():
+            if not os.path.lexists(mount.source):  # lost with the step that had it
+                make_directory(mount.source, 0o755, mount.owner)
+            placements.put(mount.source, mount.target, home=mount.source)
+        case BindFd():
+            placements.put(_path_of(mount), mount.target)
+        case Tmpfs():
+            mode = mount.mode if mount.mode is not None else placements.root.mode_of(mount.target)
+            draft = placements.draft()
+            make_directory(draft, _OPEN_TO_ALL if mode is None else mode, (0, 0))
+            placements.put(draft, mount.target)
+        case SecretFile():
+            draft = _file(placements, b"", mount.mode, (mount.uid, mount.gid))
+            answered.secrets[placements.put(draft, mount.target)] = _in_memory(mount)
+        case ScriptFile():
+            placements.put(_file(placements, mount.data, 0o755), mount.target)
+        case _:
+            assert_never(mount)
+
+
+def _path_of(mount: BindFd) -> str:
+    if not mount.inside.strip("/"):
+        return os.readlink(f"/proc/self/fd/{mount.fd}")
+    place = syscalls.openat2(mount.fd, mount.inside, os.O_PATH, resolve=syscalls.IN_ROOT)
+    try:
+        return os.readlink(f"/proc/self/fd/{place}")
+    finally:
+        os.close(place)
+
+
+def _in_memory(secret: SecretFile) -> int:
+    fd = os.memfd_create("secret")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(secret.data)
+    os.fchown(fd, secret.uid, secret.gid)
+    os.fchmod(fd, secret.mode)
+    return fd
+
+
+def _file(placements: PlacedFiles, data: bytes, mode: int, owner: tuple[int, int] = (0, 0)) -> str:
+    path = placements.draft()
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        os.fchown(fd, *owner)
+        os.fchmod(fd, mode)
+    return path
+
+
+def mount_table(spec: Spec) -> tuple[bytes, bytes]:
+    """Return /proc/self/mounts and /proc/self/mountinfo, as a step with mounts would have them."""
+    rows = [*_SYSTEM]
+    for mount in spec.mounts:
+        options = "rw,relatime"
+        if isinstance(mount, SecretFile) or (isinstance(mount, Bind | BindFd) and mount.readonly):
+            options = "ro,relatime"
+        rows.append((_escaped(normal_target(mount.target)), "tmpfs", "tmpfs", options))
+    mounts = "".join(f"{source} {target} {kind} {options} 0 0\n" for target, kind, source, options in rows)
+    lines = [
+        f"{_FIRST_MOUNT + index} {_FIRST_MOUNT if index else 1} 0:{_FIRST_MOUNT + index} / {target} "
+        f"{options.partition(',size')[0]} - {kind} {source} {options.partition(',')[0]}\n"
+        for index, (target, kind, source, options) in enumerate(rows)
+    ]
+    return os.fsencode(mounts), os.fsencode("".join(lines))
+
+
+def _escaped(target: str) -> str:
+    return "".join(f"\\{ord(each):03o}" if each in " \t\n\\" else each for each in target)
+
+
+def _put_proc(table: tuple[bytes, bytes], placements: PlacedFiles, answered: Answered) -> None:
+    draft = placements.draft()
+    for directory in (draft, f"{draft}/self", f"{draft}/self/fd", f"{draft}/sys"):
+        make_directory(directory, 0o755, (0, 0))
+    for name, data in zip(("mounts", "mountinfo"), table, strict=True):
+        with open(f"{draft}/self/{name}", "wb") as file:
+            file.write(data)
+    os.symlink("self/mounts", f"{draft}/mounts")
+    for number in range(3):
+        path = f"{draft}/self/fd/{number}"
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        answered.names[os.lstat(path).st_ino] = b"/proc/self/fd/%d" % number
+    answered.proc = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    placements.put(draft, "/proc")
+
+
+def _put_dev(placements: PlacedFiles, answered: Answered) -> None:
+    draft = placements.draft()
+    make_directory(draft, 0o755, (0, 0))
+    for name in DEVICE_NAMES:
+        _make_device(f"{draft}/{name}", os.stat(f"/dev/{name}"))
+        if not _opens(f"{draft}/{name}"):  # a volume that is mounted with nodev, or a user namespace
+            answered.names[_make_empty(f"{draft}/{name}")] = f"/dev/{name}".encode()
+    for name, text in _DEV_LINKS:
+        os.symlink(text, f"{draft}/{name}")
+    for name, mode in (("pts", 0o755), ("shm", _OPEN_TO_ALL), ("mqueue", _OPEN_TO_ALL)):
+        make_directory(f"{draft}/{name}", mode, (0, 0))
+    answered.names[_make_empty(f"{draft}/pts/ptmx")] = b"/dev/ptmx"
+    placements.put(draft, "/dev")
+
+
+def _make_device(path: str, status: os.stat_result) -> None:
+    with contextlib.suppress(PermissionError):
+        os.mknod(path, stat.S_IFCHR | 0o666, status.st_rdev)
+        os.chmod(path, 0o666)
+
+
+def _opens(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError as error:
+        return os.path.basename(path) == "tty" and os.path.lexists(path) and not isinstance(error, PermissionError)
+    return True
+
+
+def _make_empty(path: str) -> int:
+    """Make the empty file ``path``, writable for all, in place of what is there; return its inode number."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    os.fchmod(fd, 0o666)
+    inode = os.fstat(fd).st_ino
+    os.close(fd)
+    return inode
+
+
+def _put_sys(placements: PlacedFiles, answered: Answered) -> None:
+    del answered
+    draft = placements.draft()
+    make_directory(draft, 0o755, (0, 0))
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/sys"):
+            make_directory(f"{draft}/{name}", 0o755, (0, 0))
+    placements.put(draft, "/sys")

@@ -1,0 +1,61 @@
+"""Starting the process that forks steps, where there are no namespaces.
+
+What it returns is the ``Launcher`` of ``executor.sandbox``: requests, answers and root file systems are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import NoReturn
+
+from executor.sandbox.launcher import Launcher
+from executor.supervised import supervised_zygote
+from platforms import debug, syscalls, threads
+from platforms.descriptors import keep_only
+from platforms.emulation import Emulation, EmulationMode
+from platforms.errors import EnvironmentUnfit
+
+
+def emulated(found: Emulation | EnvironmentUnfit) -> Emulation | EnvironmentUnfit:
+    """Return how programs of a platform run in such steps, if ``found`` is how they run here, or why they do not."""
+    if isinstance(found, EnvironmentUnfit) or found.mode is not EmulationMode.PRIVATE:
+        return found
+    return EnvironmentUnfit(
+        f"programs for {found.architecture} do not run here",
+        why="a handler of the build's own takes a user namespace, and steps run in a chroot",
+        remedy="have a handler registered on the host (binfmt_misc), or give the build a node of that architecture",
+    )
+
+
+def start() -> Launcher:
+    """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread."""
+    threads.check_single("start the process that build steps are forked from")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    complaint_read, complaint_write = os.pipe()
+    pid = syscalls.fork(0)
+    if pid == 0:
+        _be_zygote(theirs)
+    theirs.close()
+    os.close(complaint_write)
+    debug.log("process started", name="kanifold-steps", pid=pid)
+    return Launcher(pid, ours, complaint_read)
+
+
+def _be_zygote(control: socket.socket) -> NoReturn:
+    try:
+        syscalls.die_with_parent()
+        syscalls.set_name("kanifold-steps")
+        os.setsid()
+        debug.enter("kanifold-steps")
+        keep_only(control.fileno())
+        for each in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        supervised_zygote.serve(control)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(1)

@@ -1,0 +1,515 @@
+"""The supervisor of a step in a chroot: opens for it what is outside of its root (seccomp_unotify(2)).
+
+That is files of /proc and /sys, terminals, the step's own standard streams by their names in /dev, secrets, and devices
+where none can be made. Every other call is executed by the kernel, which resolves its path in the step's root, whatever
+the step has made of its memory meanwhile: leaving a call to the kernel grants nothing.
+
+The supervisor is in the same chroot, but keeps CAP_SYS_CHROOT, so the step may not trace it. It runs before any name of
+the image is resolved in it; everything it needs is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import struct
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from executor.sandbox import notified_calls, seccomp, status
+from executor.sandbox.listener import Listener, SystemCall
+from executor.snapshotter.apply import HARMLESS
+from executor.snapshotter.records import DeviceNumber
+from executor.supervised import chroot_calls, proc_files
+from executor.supervised.directories import DirectoryLists
+from executor.supervised.proc_files import File, MadeUp, MagicLink, ProcFiles, ProcLink
+from platforms import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from executor.supervised.step_files import Answered
+
+_WORD: Final = (1 << 32) - 1
+_AT_FDCWD: Final = syscalls.AT_FDCWD & _WORD
+_AT_SYMLINK_NOFOLLOW: Final = syscalls.AT_SYMLINK_NOFOLLOW
+_PATH: Final = os.O_PATH | os.O_CLOEXEC
+_OPEN_HOW: Final = struct.Struct("=QQQ")  # flags, mode, resolve
+_NAME_SIZE: Final = 65
+"""Bytes of each member of ``struct utsname`` (uname(2))."""
+_STREAMS: Final = {b"/dev/stdin": b"self/fd/0", b"/dev/stdout": b"self/fd/1", b"/dev/stderr": b"self/fd/2"}
+_PLACES: Final = (b"/proc/", b"/dev/", b"/sys/")
+_TOPS: Final = (b"/proc", b"/sys")
+_PATH_MAX: Final = 4096
+_PAGE: Final = 4096
+_LINKS: Final = 8
+"""How many links in /proc are followed."""
+_CREATING: Final = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+_TIOCGPTN: Final = 0x40045430 if os.uname().machine == "ppc64le" else 0x80045430
+
+
+class Outside(msgspec.Struct, frozen=True):
+    """Descriptors of directories outside of the step's root."""
+
+    proc: int
+    dev: int
+    sys: int
+
+
+class Supervisor:
+    """The supervisor of one step, whose host name is ``hostname``. This process is in the step's root."""
+
+    def __init__(self, listener: int, outside: Outside, proc: ProcFiles, answered: Answered, hostname: str) -> None:
+        self._listener = Listener(listener, seccomp.calls(chroot_calls.NOTIFIED))
+        self._outside = outside
+        self._proc = proc
+        self._answered = answered
+        self._lists = DirectoryLists(answered.proc)
+        self._hostname = hostname
+        self._ids = (0, 0)
+        self._handlers: dict[str, Callable[[SystemCall], bool]] = {
+            name: handler
+            for rows, handler in (
+                (chroot_calls.OPENING, self._open),
+                (chroot_calls.READING_LINKS, self._read_link),
+                (chroot_calls.ACCESSING, self._access),
+                (chroot_calls.NAMING, self._name),
+                (chroot_calls.LIMITING, self._limit),
+                (notified_calls.LOOKING, self._look),
+                (notified_calls.MAKING, self._make),
+            )
+            for name in (row.split()[0] for row in rows.splitlines())
+        }
+
+    def run(self) -> None:
+        """Serve calls until no process of the step is left."""
+        while (call := self._listener.receive()) is not None:
+            try:
+                if not self._handlers[call.name](call):
+                    self._listener.proceed(call)
+            except OSError as failed:
+                self._listener.answer(call, error=failed.errno or errno.EINVAL)
+            finally:
+                self._take_ids(0, 0)
+
+    # -- handlers: return True if the call was answered, False to leave it to the kernel; raise OSError for its errno --
+
+    def _open(self, call: SystemCall) -> bool:
+        arguments = call.arguments
+        match call.name:
+            case "open":
+                base, address, flags = _AT_FDCWD, arguments[0], arguments[1]
+            case "creat":
+                base, address, flags = _AT_FDCWD, arguments[0], _CREATING
+            case "openat":
+                base, address, flags = arguments[0] & _WORD, arguments[1], arguments[2]
+            case _:
+                base, address = arguments[0] & _WORD, arguments[1]
+                flags, _, resolve = _OPEN_HOW.unpack(self._read(call, arguments[2], _OPEN_HOW.size))
+                if flags & os.O_PATH or resolve:
+                    return False
+        path = self._path(call, base, address)
+        if path is None:
+            return False
+        known = path if path.startswith(_PLACES) else self._linked(path, follow=not flags & os.O_NOFOLLOW)
+        if known is None:
+            return False
+        fd = self._opened(call, known, flags & _WORD)
+        if fd < 0:
+            return False
+        try:
+            self._listener.add_descriptor(call, fd, flags & _WORD)
+        finally:
+            os.close(fd)
+        return True
+
+    def _read_link(self, call: SystemCall) -> bool:
+        arguments = call.arguments
+        base, (address, buffer, size) = _AT_FDCWD, arguments[:3]
+        if call.name == "readlinkat":
+            base, address, buffer, size = arguments[0] & _WORD, *arguments[1:4]
+        path = self._path(call, base, address)
+        if path is None or not path.startswith(_PLACES):
+            return False
+        text = self._text(call, path)
+        if text is None:
+            return False
+        size &= _WORD
+        if not 0 < size < 1 << 31:
+            raise OSError(errno.EINVAL, "")
+        self._write(call, buffer, text[:size])
+        self._listener.answer(call, min(len(text), size))
+        return True
+
+    def _access(self, call: SystemCall) -> bool:
+        arguments = call.arguments
+        base, (address, wanted) = _AT_FDCWD, arguments[:2]
+        if call.name != "access":
+            base, address, wanted = arguments[0] & _WORD, *arguments[1:3]
+        path = self._path(call, base, address)
+        if path is None or not path.startswith(_PLACES):
+            return False
+        fd = self._placed(call, path, follow=True)
+        if fd < 0:
+            return False
+        try:
+            self._take_ids_of(call)
+            if not os.access(b"self/fd/%d" % fd, wanted & 7, dir_fd=self._outside.proc, effective_ids=True):
+                raise OSError(errno.EACCES, "")
+        finally:
+            os.close(fd)
+        self._listener.answer(call)
+        return True
+
+    def _look(self, call: SystemCall) -> bool:
+        name, arguments = call.name, call.arguments
+        base, flags, (address, buffer) = _AT_FDCWD, 0, arguments[:2]
+        if name in ("statx", "newfstatat", "fstatat64"):
+            base, address, buffer, flags = arguments[0] & _WORD, *arguments[1:4]
+            if name == "statx":
+                flags, buffer = arguments[2], arguments[4]
+        follow = not (flags & _AT_SYMLINK_NOFOLLOW or name.startswith("lstat"))
+        path = self._path(call, base, address)
+        if path is None:
+            return False
+        looked_up = self._placed(call, path, follow=follow) if path.startswith(_PLACES) else -1
+        fd = self._secret(path, follow=follow) if looked_up < 0 else looked_up
+        if fd < 0:
+            return False
+        try:
+            found = os.fstat(fd)
+            told = status.FileStatus(found, found.st_uid, found.st_gid, None)
+            if name == "statx":
+                data = syscalls.statx(fd, b"", syscalls.AT_EMPTY_PATH, arguments[3] & _WORD)
+            else:
+                data = status.pack(told, call.architecture, wide=name.endswith("64"))
+        finally:
+            os.close(fd)
+        self._write(call, buffer, data)
+        self._listener.answer(call)
+        return True
+
+    def _name(self, call: SystemCall) -> bool:
+        found = os.uname()
+        domain = _read_text(self._outside.proc, "sys/kernel/domainname")
+        parts = (found.sysname, self._hostname, found.release, found.version, found.machine, domain)
+        data = b"".join(os.fsencode(each)[: _NAME_SIZE - 1].ljust(_NAME_SIZE, b"\0") for each in parts)
+        self._write(call, call.arguments[0], data)
+        self._listener.answer(call)
+        return True
+
+    def _limit(self, call: SystemCall) -> bool:
+        """Let a process limit itself. Landlock does not keep it from limiting others of the same user."""
+        if call.arguments[0] & _WORD not in (call.pid, self._proc.process(call.pid)):
+            raise OSError(errno.EPERM, "")
+        return False
+
+    def _make(self, call: SystemCall) -> bool:
+        """Make a device. All but those that every container has are empty files, which are recorded as devices."""
+        base, (address, mode, number) = _AT_FDCWD, call.arguments[:3]
+        if call.name == "mknodat":
+            base, address, mode, number = call.arguments[0] & _WORD, *call.arguments[1:4]
+        mode, number = mode & _WORD, number & _WORD
+        major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
+        if stat.S_ISCHR(mode) and not number:  # a whiteout of overlayfs, which takes no capability
+            return False
+        if os.stat(b"%d" % call.pid, dir_fd=self._outside.proc).st_uid:
+            raise OSError(errno.EPERM, "")
+        above, slash, name = (self._path(call, base, address) or b"").rpartition(b"/")
+        if name in (b"", b".", b".."):
+            raise OSError(errno.EEXIST if name else errno.ENOENT, "")
+        directory = os.open(above or slash or b".", _PATH | os.O_DIRECTORY)
+        try:
+            permissions = stat.S_IMODE(mode) & ~self._proc.umask(call.pid)
+            self._listener.still(call)
+            if stat.S_ISCHR(mode) and (major, minor) in HARMLESS:
+                os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(major, minor), dir_fd=directory)
+            else:
+                file = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
+                self._answered.devices.add(file, DeviceNumber("c" if stat.S_ISCHR(mode) else "b", major, minor))
+                os.close(file)
+            os.chmod(name, permissions, dir_fd=directory)
+        finally:
+            os.close(directory)
+        self._listener.answer(call)
+        return True
+
+    # -- paths
+
+    def _path(self, call: SystemCall, base: int, address: int) -> bytes | None:
+        """Return the path of the call as an absolute one; None if it cannot be known, or is the descriptor ``base``."""
+        try:
+            path = self._string(call, address)
+        except OSError:  # the kernel reports the error, or cannot read the memory of a process that changed its user
+            return None
+        if path[:1] != b"/":
+            if not path:
+                return None
+            link = b"%d/cwd" % call.pid if base == _AT_FDCWD else b"%d/fd/%d" % (call.pid, base)
+            try:
+                self._take_ids_of(call)
+                start = os.readlink(link, dir_fd=self._outside.proc)
+            except OSError:
+                return None
+            finally:
+                self._take_ids(0, 0)
+            if start[:1] != b"/":
+                return None
+            path = start + b"/" + path
+        if b"//" in path or b"/." in path:
+            plain = os.path.normpath(path).replace(b"//", b"/")
+            if plain in _TOPS or plain.startswith(_PLACES) or path.startswith(_PLACES):
+                path = plain
+        return path + b"/" if path in _TOPS else path
+
+    def _linked(self, path: bytes, *, follow: bool) -> bytes | None:
+        """Return the name of the file that links lead to from ``path``, if that is one that stands for another."""
+        try:
+            found = os.stat(path, follow_symlinks=follow)
+        except (OSError, ValueError):
+            return None
+        if found.st_ino in self._answered.secrets and self._is_ours(found):
+            return b"secret/%d" % found.st_ino
+        name = self._answered.names.get(found.st_ino)
+        return name if name is not None and self._is_ours(found) else None
+
+    def _is_ours(self, found: os.stat_result) -> bool:
+        return found.st_dev == os.fstat(self._answered.proc).st_dev
+
+    def _secret(self, path: bytes, *, follow: bool) -> int:
+        """Return a new descriptor of the secret that ``path`` is; -1 if it is none."""
+        if not self._answered.secrets:
+            return -1
+        known = self._linked(path, follow=follow)
+        if known is None or not known.startswith(b"secret/"):
+            return -1
+        return os.dup(self._answered.secrets[int(known[7:])])
+
+    def _opened(self, call: SystemCall, path: bytes, flags: int) -> int:
+        """Return a descriptor of the file that ``path`` stands for; -1 if it is one of the root. Raises OSError."""
+        self._take_ids_of(call)
+        flags &= ~os.O_CLOEXEC
+        if path.startswith(b"secret/"):
+            held = self._answered.secrets[int(path[7:])]
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                raise OSError(errno.EROFS, "")
+            return os.open(b"self/fd/%d" % held, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._outside.proc)
+        if path.startswith(b"/sys/"):
+            return self._open_sys(path[5:], flags)
+        if path.startswith(b"/dev/"):
+            return self._open_dev(call, path, flags)
+        return self._open_proc(call, path[6:], flags, _LINKS)
+
+    def _open_proc(self, call: SystemCall, path: bytes, flags: int, links: int) -> int:
+        with self._proc.found(call.pid, path.rstrip(b"/")) as node:
+            self._listener.still(call)  # a number of a process is the caller's
+            match node:
+                case File():
+                    return proc_files.open_file(node, flags)
+                case MagicLink():
+                    if flags & os.O_NOFOLLOW and not node.rest:
+                        raise OSError(errno.ELOOP, "")
+                    return proc_files.open_magic(node, flags)
+                case ProcLink(text):
+                    if flags & os.O_NOFOLLOW or not links:
+                        raise OSError(errno.ELOOP, "")
+                    return self._open_proc(call, text, flags, links - 1)
+                case MadeUp(name):
+                    return _only_read(self._answered.proc, b"self/" + name, flags)
+                case _:
+                    if flags & os.O_ACCMODE != os.O_RDONLY:
+                        raise OSError(errno.EISDIR, "")
+                    self._take_ids(0, 0)
+                    place = path.rstrip(b"/")
+                    first, slash, rest = place.partition(b"/")
+                    own = b"%d" % self._proc.process(call.pid)
+                    if first in (b"self", own):
+                        self._lists.add(b"self" + slash + rest, node)  # for lstat(2), which the kernel executes
+                        place = own + slash + rest
+                    return self._lists.opened(place, node)
+
+    def _open_sys(self, path: bytes, flags: int) -> int:
+        fd = syscalls.openat2(self._outside.sys, os.fsdecode(path) or ".", _PATH, resolve=syscalls.BENEATH)
+        try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                return -1
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                raise OSError(errno.EROFS, "")
+            return os.open(b"self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._outside.proc)
+        finally:
+            os.close(fd)
+
+    def _open_dev(self, call: SystemCall, path: bytes, flags: int) -> int:
+        if path in _STREAMS:
+            return self._open_proc(call, _STREAMS[path], flags, _LINKS)
+        if path == b"/dev/fd" or path.startswith(b"/dev/fd/"):
+            return self._open_proc(call, b"self" + path[4:], flags, _LINKS)
+        if path in (b"/dev/ptmx", b"/dev/pts/ptmx"):
+            return self._open_terminal(flags)
+        if path.startswith(b"/dev/pts/") and path[9:].isdigit():
+            return self._open_end(path[5:], flags)
+        if path in self._answered.names.values():
+            return os.open(path[5:], flags & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC, dir_fd=self._outside.dev)
+        return -1
+
+    def _open_terminal(self, flags: int) -> int:
+        """Open a new terminal and mark its other end as the step's.
+
+        The mark is the sticky bit of the file in /dev/pts: when the number is used again, the kernel makes a new file.
+        """
+        kept = flags & (os.O_ACCMODE | os.O_NONBLOCK) | os.O_NOCTTY | os.O_CLOEXEC
+        fd = os.open("pts/ptmx", kept, dir_fd=self._outside.dev)
+        (number,) = struct.unpack("=I", fcntl.ioctl(fd, _TIOCGPTN, bytes(4)))
+        name = f"pts/{number}"
+        mode = os.stat(name, dir_fd=self._outside.dev).st_mode
+        os.chmod(name, stat.S_IMODE(mode) | stat.S_ISVTX, dir_fd=self._outside.dev)
+        return fd
+
+    def _open_end(self, path: bytes, flags: int) -> int:
+        """Open the other end of one of the step's terminals. Others of the container are not there for it."""
+        fd = os.open(path, _PATH | os.O_NOFOLLOW, dir_fd=self._outside.dev)
+        try:
+            if not os.fstat(fd).st_mode & stat.S_ISVTX:
+                raise OSError(errno.ENOENT, "")
+            kept = flags & (os.O_ACCMODE | os.O_NONBLOCK) | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(b"self/fd/%d" % fd, kept, dir_fd=self._outside.proc)
+        finally:
+            os.close(fd)
+
+    def _text(self, call: SystemCall, path: bytes) -> bytes | None:
+        """Return the text of the link ``path``; None if it is one of the root."""
+        self._take_ids_of(call)
+        if path.startswith(b"/dev/fd/"):
+            path = b"/proc/self" + path[4:]
+        if path.startswith(b"/sys/"):
+            return os.readlink(path[5:], dir_fd=self._outside.sys)
+        if not path.startswith(b"/proc/"):
+            return None
+        with self._proc.found(call.pid, path[6:].rstrip(b"/")) as node:
+            self._listener.still(call)
+            match node:
+                case ProcLink(text):
+                    return text
+                case MagicLink():
+                    return proc_files.read_magic(node)
+                case _:
+                    raise OSError(errno.EINVAL, "")
+
+    def _placed(self, call: SystemCall, path: bytes, *, follow: bool) -> int:
+        """Return an O_PATH descriptor of what ``path`` stands for; -1 if it is a file of the root. Raises OSError."""
+        self._take_ids_of(call)
+        if path.startswith(b"/sys/"):
+            return syscalls.openat2(self._outside.sys, os.fsdecode(path[5:]) or ".", _PATH, resolve=syscalls.BENEATH)
+        if path.startswith(b"/dev/"):
+            if path in _STREAMS:
+                path = b"/proc/" + _STREAMS[path]
+            elif path == b"/dev/fd" or path.startswith(b"/dev/fd/"):
+                path = b"/proc/self" + path[4:]
+            elif path in self._answered.names.values():
+                return os.open(path[5:].replace(b"ptmx", b"pts/ptmx"), _PATH, dir_fd=self._outside.dev)
+            elif path.startswith(b"/dev/pts/") and path[9:].isdigit():
+                return os.open(path[5:], _PATH | os.O_NOFOLLOW, dir_fd=self._outside.dev)
+            else:
+                return -1
+        return self._placed_proc(call, path[6:].rstrip(b"/"), follow, _LINKS)
+
+    def _placed_proc(self, call: SystemCall, path: bytes, follow: bool, links: int) -> int:
+        if not path:
+            return os.open(".", _PATH, dir_fd=self._outside.proc)
+        with self._proc.found(call.pid, path) as node:
+            self._listener.still(call)
+            final = _PATH if follow else _PATH | os.O_NOFOLLOW
+            match node:
+                case MadeUp(name):
+                    return os.open(b"self/" + name, final, dir_fd=self._answered.proc)
+                case ProcLink(text):
+                    if links and follow:
+                        return self._placed_proc(call, text, follow, links - 1)
+                    return os.open(b"self", final, dir_fd=self._outside.proc)
+                case MagicLink():
+                    if node.rest:
+                        return proc_files.open_magic(node, final)
+                    if follow and node.name in (b"exe", b"cwd", b"root"):
+                        proc_files.read_magic(node)
+                    return os.open(node.name, final, dir_fd=node.at)
+                case _:
+                    return os.open(node.name, final, dir_fd=node.at)
+
+    # -- the caller's rights and memory
+
+    def _take_ids_of(self, call: SystemCall) -> None:
+        """Access files with the caller's ids.
+
+        A process that is not its own user's any more, as it has not executed a program since, is root's in /proc; its
+        memory is no supervisor's to read.
+        """
+        found = os.stat(b"%d" % call.pid, dir_fd=self._outside.proc)
+        self._take_ids(found.st_uid, found.st_gid)
+
+    def _take_ids(self, uid: int, gid: int) -> None:
+        if self._ids != (uid, gid):
+            syscalls.set_fs_ids(0, 0)
+            os.setgroups([] if not uid else [gid])
+            syscalls.set_fs_ids(uid, gid)
+            self._ids = (uid, gid)
+
+    def _string(self, call: SystemCall, address: int) -> bytes:
+        try:
+            return self._listener.string(call, address)
+        except PermissionError:  # another user's
+            text, end, _ = self._read_file(call, address, _PATH_MAX).partition(b"\0")
+            if not end:
+                raise OSError(errno.ENAMETOOLONG, "") from None
+            return text
+
+    def _read(self, call: SystemCall, address: int, size: int) -> bytes:
+        try:
+            return self._listener.read(call, address, size)
+        except PermissionError:
+            return self._read_file(call, address, size)
+
+    def _read_file(self, call: SystemCall, address: int, size: int) -> bytes:
+        """Return at most ``size`` bytes of the caller's memory, by its file in /proc; a string may end earlier."""
+        memory = self._memory(call, os.O_RDONLY)
+        try:
+            found = os.pread(memory, min(size, _PAGE - address % _PAGE), address)
+            if len(found) < size and b"\0" not in found:
+                found += os.pread(memory, size - len(found), address + len(found))
+            return found
+        finally:
+            os.close(memory)
+
+    def _write(self, call: SystemCall, address: int, data: bytes) -> None:
+        self._take_ids(0, 0)
+        try:
+            self._listener.write(call, address, data)
+        except PermissionError:
+            memory = self._memory(call, os.O_WRONLY)
+            try:
+                self._listener.still(call)
+                os.pwrite(memory, data, address)
+            finally:
+                os.close(memory)
+
+    def _memory(self, call: SystemCall, flags: int) -> int:
+        self._take_ids_of(call)
+        try:
+            return os.open(b"%d/mem" % call.pid, flags | os.O_CLOEXEC, dir_fd=self._outside.proc)
+        finally:
+            self._take_ids(0, 0)
+
+
+def _only_read(at: int, name: bytes, flags: int) -> int:
+    if flags & os.O_ACCMODE != os.O_RDONLY:
+        raise OSError(errno.EACCES, "")
+    return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
+
+
+def _read_text(at: int, name: str) -> str:
+    with contextlib.suppress(OSError), open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)) as file:
+        return file.read().strip()
+    return "(none)"
