@@ -21,11 +21,12 @@ from executor.solver.lazy import Lazy
 from orchestrator import node_services, publish
 from orchestrator.executor_run import ExecutorRun
 from orchestrator.job_session import Executor
+from orchestrator.jobs import reads_executors
 from orchestrator.node_services import NodeServices
 from orchestrator.nodes.node import ExecutorPool
 from orchestrator.nodes.placement import Placement, declared_name
 from orchestrator.request import BuildRequest
-from orchestrator.results import PlatformFailure, PlatformResult, StepEvent
+from orchestrator.results import NullExecutor, PlatformFailure, PlatformResult, StepEvent
 from orchestrator.session import Session
 from orchestrator.translation import Translation, loopback_registries, translate
 from orchestrator.view import events
@@ -228,12 +229,17 @@ class _Attempt(msgspec.Struct, frozen=True):
             if placement.shares_disk:
                 return result
             try:
-                return await publish.collect(result, build.request, build.session.registry, build.session.store)
+                result = await publish.collect(result, build.request, build.session.registry, build.session.store)
             except BaseException as error:
                 await asyncio.shield(executor.abandon())
                 if isinstance(error, KanifoldError) and not isinstance(error, ProtocolError):
                     return PlatformFailure(placement, error)
                 raise
+            if reads_executors(build.request):
+                return result
+            # On a cluster with a quota other platforms may be waiting for its place.
+            build.session.leave(executor.close())
+            return replace(result, executor=NullExecutor())
 
     def retry(self, error: KanifoldError) -> Retry:
         """Return where the job may succeed after it has failed with ``error``."""

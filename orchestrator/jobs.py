@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from executor import protocol
 from orchestrator.nodes.placement import Placement
-from orchestrator.outputs import ImagesOutput, OciLayout, image_options
+from orchestrator.outputs import FilesOutput, ImagesOutput, OciLayout, image_options
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 
@@ -19,6 +19,12 @@ def keeps_blobs(request: BuildRequest) -> bool:
     which keeps them itself. The next build is not sent them again, and other builds of the session find them."""
     wanted = [each for each in request.outputs if isinstance(each, ImagesOutput)]
     return bool(request.staged) or len(wanted) != 1 or not isinstance(wanted[0], OciLayout)
+
+
+def reads_executors(request: BuildRequest) -> bool:
+    """Whether outputs are written with what executors elsewhere send then, when all platforms are built."""
+    files = any(isinstance(each, FilesOutput) for each in request.outputs)
+    return files or (needs_blobs(request) and not keeps_blobs(request))
 
 
 def job(request: BuildRequest, plan: BuildPlan, placement: Placement, build: str) -> protocol.Job:
