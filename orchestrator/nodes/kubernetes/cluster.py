@@ -11,7 +11,13 @@ import msgspec
 
 from orchestrator.nodes.kubernetes import job_manifest
 from orchestrator.nodes.kubernetes.address import KubernetesAddress
-from orchestrator.nodes.kubernetes.cluster_api import APIRefusedError, APIUnreachableError, KubernetesClient
+from orchestrator.nodes.kubernetes.cluster_api import (
+    DELETE_JOBS,
+    APIRefusedError,
+    APIStatus,
+    APIUnreachableError,
+    KubernetesClient,
+)
 from orchestrator.nodes.kubernetes.job_manifest import JobManifest, JobTemplate
 from orchestrator.nodes.kubernetes.namespace_watch import NamespaceWatch
 from platforms import debug, decoding
@@ -77,6 +83,13 @@ class Cluster:
         path = self.address.template
         patch = await asyncio.to_thread(job_manifest.read_patch, path) if path else {}
         await self.client.connect()
+        try:
+            deletes = await self.client.may(DELETE_JOBS)
+        except APIUnreachableError as error:
+            raise self.failure(error) from error
+        if not deletes:  # a Job that cannot be deleted is not made
+            why = f'the account cannot delete resource "jobs" in the namespace "{self.client.namespace}"'
+            raise self.failure(APIRefusedError(APIStatus("Forbidden", why, 403)))
         return JobTemplate(self.address, self._build, patch, job_manifest.own_pod())
 
     async def nodes(self) -> tuple[ClusterNode, ...] | None:

@@ -22,21 +22,29 @@ from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError, printa
 if TYPE_CHECKING:
     import aiohttp
 
-VERBS: Final = (
+Verb = tuple[str, str, str, str]
+"""Verb, API group, resource and subresource."""
+DELETE_JOBS: Final[Verb] = ("delete", "batch", "jobs", "")
+VERBS: Final[tuple[Verb, ...]] = (
     ("create", "batch", "jobs", ""),
-    ("delete", "batch", "jobs", ""),
-    ("get", "batch", "jobs", ""),
+    DELETE_JOBS,
     ("list", "", "pods", ""),
     ("watch", "", "pods", ""),
     ("create", "", "pods", "exec"),
     ("get", "", "pods", "exec"),
 )
-"""What a build may do in the namespace: verb, API group, resource, subresource. A stream is opened by GET, for which
-older clusters ask for ``get``, and newer ones for ``create`` as well."""
-OPTIONAL_VERBS: Final = (("list", "", "events", ""), ("watch", "", "events", ""), ("list", "", "nodes", ""))
+"""What a build does in the namespace. A stream is opened by GET, for which older clusters ask for ``get``, and newer
+ones for ``create`` as well."""
+OPTIONAL_VERBS: Final[tuple[Verb, ...]] = (
+    ("list", "", "events", ""),
+    ("watch", "", "events", ""),
+    ("list", "", "nodes", ""),
+)
 """What it does without: why a Pod waits is then told less clearly, and architectures have to be named (``arch``)."""
 REQUEST_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 10.0
+_REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+_CLUSTER_WIDE: Final = frozenset({"nodes"})
 _ANSWER_LIMIT: Final = 32 << 20
 _PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 """Of streams: the first byte of a message is its channel."""
@@ -67,6 +75,15 @@ class APIUnreachableError(Exception):
     """A request without an answer: no connection, or one that was cut."""
 
 
+class _ReviewStatus(msgspec.Struct, frozen=True):
+    allowed: bool = False
+
+
+class _Review(msgspec.Struct, frozen=True):
+    status: _ReviewStatus = _ReviewStatus()
+
+
+_REVIEW: Final = msgspec.json.Decoder(_Review)
 _STATUS: Final = msgspec.json.Decoder(APIStatus)
 
 
@@ -136,13 +153,39 @@ class KubernetesClient:
         except aiohttp.WSServerHandshakeError as error:
             if error.status == 401:
                 await self._renew(generation)
-            raise APIRefusedError(APIStatus("", str(error.message), error.status)) from error
+            raise APIRefusedError(APIStatus("", self._refused_stream(error), error.status)) from error
         except (OSError, TimeoutError, aiohttp.ClientError) as error:
             raise _unreachable(error) from error
         try:
             yield socket
         finally:
             await socket.close()
+
+    def _refused_stream(self, error: aiohttp.WSServerHandshakeError) -> str:
+        """Return why a stream is refused: the answer has no more than a status."""
+        if error.status == 403:
+            resource = f'resource "pods/exec" in the namespace "{self.namespace}"'
+            return f"the account cannot get {resource}, or, from Kubernetes 1.35 on, create it"
+        return str(error.message)
+
+    async def may(self, wanted: Verb) -> bool:
+        """Whether the account has a permission in the namespace, by a SelfSubjectAccessReview; True if it is not said.
+
+        Raises ``APIUnreachableError``.
+        """
+        verb, group, resource, subresource = wanted
+        attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
+        if resource not in _CLUSTER_WIDE:
+            attributes["namespace"] = self.namespace
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        try:
+            return _REVIEW.decode(await self.create(_REVIEWS, body)).status.allowed
+        except APIRefusedError:
+            return True  # the request itself will tell
 
     async def close(self) -> None:
         """Close all connections."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -17,31 +16,14 @@ from orchestrator.nodes.kubernetes.cluster import Cluster
 from orchestrator.nodes.kubernetes.cluster_api import (
     OPTIONAL_VERBS,
     VERBS,
-    APIRefusedError,
     APIUnreachableError,
     KubernetesClient,
+    Verb,
 )
 from orchestrator.nodes.kubernetes.kubernetes_node import KubernetesNode
 from orchestrator.nodes.node import Description
-from platforms import decoding, emulation
+from platforms import emulation
 from platforms.errors import EnvironmentUnfit, KanifoldError, Problem
-
-_REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_CLUSTER_WIDE: Final = frozenset({"nodes"})
-
-Verb = tuple[str, str, str, str]
-"""Verb, API group, resource and subresource."""
-
-
-class _ReviewStatus(msgspec.Struct, frozen=True):
-    allowed: bool = False
-
-
-class _Review(msgspec.Struct, frozen=True):
-    status: _ReviewStatus = _ReviewStatus()
-
-
-_REVIEW: Final = msgspec.json.Decoder(_Review)
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -89,19 +71,8 @@ async def missing_verbs(client: KubernetesClient, verbs: Sequence[Verb]) -> tupl
 
 
 async def _may(client: KubernetesClient, wanted: Verb) -> bool:
-    verb, group, resource, subresource = wanted
-    attributes = {"verb": verb, "group": group, "resource": resource, "subresource": subresource}
-    if resource not in _CLUSTER_WIDE:
-        attributes["namespace"] = client.namespace
-    body = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": attributes},
-    }
     try:
-        return decoding.decode(_REVIEW, await client.create(_REVIEWS, body)).status.allowed
-    except APIRefusedError:
-        return True  # it does not say: the request itself will tell
+        return await client.may(wanted)
     except APIUnreachableError as error:
         raise EnvironmentUnfit("cannot reach the cluster", why=str(error)) from error
 

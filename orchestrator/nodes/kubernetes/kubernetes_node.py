@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ from orchestrator.nodes.executor_loading import Loading, Wanted
 from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.kubernetes import job_manifest, pod_states
 from orchestrator.nodes.kubernetes.cluster import Cluster
+from orchestrator.nodes.kubernetes.cluster_api import APIRefusedError
 from orchestrator.nodes.kubernetes.job_manifest import CONTAINER, JobManifest
 from orchestrator.nodes.kubernetes.namespace_watch import JobView
 from orchestrator.nodes.kubernetes.pod_states import Pod
@@ -208,12 +209,19 @@ class KubernetesNode:
         await view.wait(_EVENTS_LAG)
         return pod_states.end(view.pod or pod, view.events, self.name)
 
-    def _dial(self, pod: Pod) -> AbstractAsyncContextManager[aiohttp.ClientWebSocketResponse]:
+    @contextlib.asynccontextmanager
+    async def _dial(self, pod: Pod) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
         client = self._cluster.client
         command = ["python3", "-I", "-S", "-c", relay.BRIDGE, f"{relay.PLACE}/{relay.SOCKET}"]
         query = [("container", CONTAINER), ("stdin", "true"), ("stdout", "true"), ("stderr", "true")]
         path = f"/api/v1/namespaces/{client.namespace}/pods/{pod.metadata.name}/exec"
-        return client.stream(path, [*query, *(("command", each) for each in command)])
+        try:
+            async with client.stream(path, [*query, *(("command", each) for each in command)]) as socket:
+                yield socket
+        except APIRefusedError as error:
+            if error.code == 403:
+                raise self._cluster.failure(error) from error
+            raise
 
     async def _connected(self, stream: PodStream, view: JobView) -> None:
         """Wait until ``stream`` is connected, and watch its Pod from then on."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Dial = Callable[[], AbstractAsyncContextManager["aiohttp.ClientWebSocketResponse"]]
-"""Opens a stream to the container."""
+"""Opens a stream to the container. Raises ``KanifoldError`` if that is in vain, now and later."""
 
 _STDIN: Final = b"\x00"
 _STDOUT: Final = 1
@@ -235,6 +235,9 @@ class PodStream(asyncio.Transport):
                 self._busy = True
                 if not self.connected.done():
                     self.connected.set_exception(BusyError())
+                return
+            except KanifoldError as error:
+                self.fail(error)
                 return
             except (_CutError, APIRefusedError, APIUnreachableError) as error:
                 debug.log("stream to a Pod is cut", why=str(error), received=self._received, sent=self._base)
