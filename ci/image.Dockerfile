@@ -226,3 +226,20 @@ SCRIPT
 
 FROM kanifold AS debug
 COPY --from=shell /image/ /
+
+# kubernetes: with a client of the API, for builds that run in a cluster and have their platforms built by Jobs there.
+FROM packages AS client
+COPY <<REQUIREMENTS /requirements
+kubernetes-asyncio==36.1.0 --hash=sha256:6d25915d1abff24fceda551a502208d986f674d72586297aa58bc7d55e7feaf3
+REQUIREMENTS
+RUN <<SCRIPT
+set -eu
+unpack /image python3-aiohappyeyeballs python3-aiohttp python3-aiosignal python3-attr python3-dateutil python3-frozenlist \
+  python3-multidict python3-propcache python3-six python3-urllib3 python3-yarl
+site=/image/usr/lib/python3/dist-packages
+pip install -q --no-deps --no-compile --require-hashes --target "$site" -r /requirements
+python3 -m compileall -q --invalidation-mode unchecked-hash -s /image "$site"
+SCRIPT
+
+FROM kanifold AS kubernetes
+COPY --from=client /image/ /

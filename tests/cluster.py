@@ -31,6 +31,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -395,8 +396,8 @@ class Cluster:
                 tar.add(layout / "oci-layout", "oci-layout")
                 tar.add(Path(scratch) / "index.json", "index.json")
                 tar.add(layout / "blobs", "blobs")
-            for node in self.nodes:
-                node.ctr("images", "import", archive)
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda node: node.ctr("images", "import", archive), self.nodes))
 
     # -- its life
 
@@ -469,12 +470,13 @@ class Cluster:
         names = ",".join(f"IP:{self.address(last)}" for last in (1, 101, 102))
         own = [
             "-keyout", folder / "ca.key", "-out", folder / "ca.crt", "-subj", "/CN=test authority",
+            "-addext", "keyUsage=critical,keyCertSign,cRLSign",
         ]  # fmt: skip
         subprocess.run([*new, *own], check=True, capture_output=True)
         signed = [
             "-keyout", folder / "all.key", "-out", folder / "all.crt", "-subj", "/O=system:masters/CN=api-server",
             "-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-addext", "basicConstraints=critical,CA:false",
-            "-addext", "extendedKeyUsage=clientAuth,serverAuth",
+            "-addext", "keyUsage=critical,digitalSignature", "-addext", "extendedKeyUsage=clientAuth,serverAuth",
             "-addext", f"subjectAltName={names},DNS:localhost,DNS:kubernetes.default.svc",
         ]  # fmt: skip
         subprocess.run([*new, *signed], check=True, capture_output=True)

@@ -126,7 +126,8 @@ def test_the_task_builds_and_says_what_it_pushed(machine: Machine, registry: str
     scratch = machine.scratch("tekton")
     arrays = {"params.platforms[*]": ["linux/amd64", "linux/arm64"], "params.args[*]": ["--label=a=b c", "--jobs=2"]}
     values = {
-        "params.image": name, "params.context": str(machine.context), "workspaces.dockerconfig.path": "",
+        "params.image": name, "params.context": str(machine.context), "params.nodes": "",
+        "workspaces.dockerconfig.path": "",
         "workspaces.store.path": str(scratch), "results.IMAGE_DIGEST.path": str(scratch / "DIGEST"),
         "results.IMAGE_URL.path": str(scratch / "URL"),
     }  # fmt: skip

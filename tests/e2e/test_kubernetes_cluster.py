@@ -36,6 +36,7 @@ def start(cluster: Cluster, namespace: str, *jobs: dict[str, Any]) -> None:
     until(started, what="all pods are started")
 
 
+@pytest.mark.slow
 def test_pods_of_both_nodes_reach_the_registry_and_the_api(cluster: Cluster, namespace: str) -> None:
     script = f"wget -qO- http://{cluster.registry}/v2/; wget --no-check-certificate -qO- https://$KUBERNETES_SERVICE_HOST/version"
     start(cluster, namespace, *(job(each, each, script) for each in clusters.ARCHITECTURES))
