@@ -183,7 +183,7 @@ class KubernetesClient:
             "spec": {"resourceAttributes": attributes},
         }
         try:
-            return _REVIEW.decode(await self.create(_REVIEWS, body)).status.allowed
+            return decoding.decode(_REVIEW, await self.create(_REVIEWS, body)).status.allowed
         except APIRefusedError:
             return True  # the request itself will tell
 
