@@ -146,6 +146,15 @@ class Link:
         """Have a frame sent."""
         self.outgoing += HEADER.pack(kind, offset, len(content)) + content
 
+    def is_open(self) -> bool:
+        """Whether the other end has not closed it."""
+        try:
+            return bool(self.connection.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def frames(self) -> list[tuple[bytes, int, bytes]]:
         """Return the frames that are complete. Raises ``BrokenFrameError``."""
         found = []
@@ -253,7 +262,8 @@ class Relay:
         link, found = self._link, self._executor
         if link is None or found is None:
             return
-        self._fill(link, found)
+        if not self._stopping:  # what an executor says of its end then would hide that of its Pod
+            self._fill(link, found)
         wanted = selectors.EVENT_READ if len(found.pending) < WINDOW else 0
         wanted |= selectors.EVENT_WRITE if link.outgoing else 0
         if wanted:
@@ -359,7 +369,7 @@ class Relay:
         """Serve ``link``, if no other orchestrator is connected: what it has not received yet, or a new executor."""
         found, other, now = self._executor, self._link, time.monotonic()
         if found is not None and found.session != session:
-            if other is not None and now - other.heard < ALIVE:
+            if other is not None and now - other.heard < ALIVE and other.is_open():
                 link.connection.setblocking(True)
                 link.connection.sendall(HEADER.pack(b"B", 0, 0))
                 raise BrokenFrameError

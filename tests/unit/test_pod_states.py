@@ -96,6 +96,12 @@ def test_what_is_waited_for(found: Pod | None, events: tuple[ClusterEvent, ...],
             "secret not found",
         ),
         (
+            pod("n", {"waiting": {"reason": "ContainerCreating"}}),
+            (event("FailedMount", 'secret "creds" not found', "Warning"),),
+            "a volume of the Pod is not there",
+            'secret "creds" not found',
+        ),
+        (
             None,
             (event("FailedCreate", 'Error creating: pods "x" is forbidden: violates PodSecurity "restricted"'),),
             "the namespace refuses the Pod",

@@ -62,7 +62,8 @@ class JobView:
     async def wait(self, seconds: float) -> None:
         """Wait for a change, ``seconds`` at most."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
         self._changed.clear()
 
 

@@ -233,6 +233,14 @@ def start_failure(pod: Pod | None, events: Sequence[ClusterEvent], node: str) ->
     waiting = pod.container.waiting
     if waiting is None:
         return None
+    latest = events[-1] if events else None
+    if latest is not None and latest.reason == "FailedMount" and "not found" in latest.message:
+        error = EnvironmentUnfit(
+            f"node {node}: a volume of the Pod is not there",
+            why=printable(latest.message, 500),
+            remedy="create it in the namespace, or correct registry-secret= or store= in the node's address",
+        )
+        return StartFailure(error, 30.0)
     why = printable(": ".join(filter(None, (waiting.reason, waiting.message))), 500)
     if waiting.reason in _REFUSED_IMAGES | _UNPULLED:
         error = EnvironmentUnfit(

@@ -250,7 +250,8 @@ class PodStream(asyncio.Transport):
         try:
             await socket.send_bytes(_STDIN + HEADER.pack(b"H", 0, len(hello)) + hello)
             frames = _Frames(socket)
-            kind, _, content = await asyncio.wait_for(frames.next(), _SILENCE)
+            async with asyncio.timeout(_SILENCE):
+                kind, _, content = await frames.next()
             if kind == b"B":
                 raise BusyError
             if kind != b"H":
@@ -289,7 +290,8 @@ class PodStream(asyncio.Transport):
                     self._end_sent = True
                     await socket.send_bytes(_STDIN + HEADER.pack(b"E", end, 0))
                 try:
-                    await asyncio.wait_for(self._changed.wait(), _ACK_EVERY)
+                    async with asyncio.timeout(_ACK_EVERY):
+                        await self._changed.wait()
                 except TimeoutError:
                     self._acknowledged = -1
                 if self._kept and time.monotonic() - self._heard > _SILENCE and self._readable.is_set():

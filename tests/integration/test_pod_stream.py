@@ -1,0 +1,246 @@
+"""The pipes of an executor in a Pod, whose streams are cut: the orchestrator's end against a real relay, no cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from executor import relay
+from orchestrator.nodes.kubernetes import job_manifest
+from orchestrator.nodes.kubernetes.cluster_api import APIUnreachableError
+from orchestrator.nodes.kubernetes.pod_stream import BusyError, PodStream
+from platforms.errors import ConnectionLost
+
+ECHO = (
+    "import os,sys;f=sys.stdin.buffer.raw;"
+    "b=f.read(65536)\nwhile b:\n sys.stdout.buffer.write(b);sys.stdout.buffer.flush();b=f.read(65536)\n"
+)
+"""Writes what it reads."""
+
+
+def program(text: str) -> bytes:
+    """The first lines of stdin, by which the relay's child becomes ``text``."""
+    return f"\nimport signal;signal.alarm(0);exec({text!r})\n".encode()
+
+
+class Message(NamedTuple):
+    data: Any
+
+
+class Socket:
+    """A stream of exec, as aiohttp has it, to the relay on ``path``; cut after ``limit`` bytes in both directions."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: int) -> None:
+        self._reader, self._writer, self._left = reader, writer, limit
+
+    def _passed(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            self._writer.transport.abort()
+
+    async def send_bytes(self, data: bytes) -> None:
+        assert data[:1] == b"\0"
+        part = data[1:][: max(0, self._left)]  # cut within a frame
+        self._writer.write(part)
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
+        self._passed(len(data) - 1)
+        if self._writer.is_closing():
+            raise ConnectionResetError("cut")
+
+    async def receive(self) -> Message:
+        try:
+            data = await self._reader.read(1 << 16)
+        except ConnectionError:
+            return Message(None)
+        self._passed(len(data))
+        return Message(b"\1" + data) if data else Message(None)
+
+    async def close(self) -> None:
+        self._writer.transport.abort()
+
+
+class Pod(NamedTuple):
+    """A relay that runs as process ``process``, without a container."""
+
+    path: Path
+    process: subprocess.Popen[bytes]
+
+    def stream(self, limits: Iterator[int], closed: Callable[[], Awaitable[object]] | None = None) -> PodStream:
+        """A stream to it, whose connections are cut after as many bytes as ``limits`` say."""
+
+        @contextlib.asynccontextmanager
+        async def dial() -> AsyncIterator[Any]:
+            limit = next(limits)
+            if limit == 0:
+                raise APIUnreachableError("no connection")
+            socket = Socket(*await asyncio.open_unix_connection(self.path), limit)
+            try:
+                yield socket
+            finally:
+                await socket.close()
+
+        return PodStream(os.urandom(8).hex(), dial, 1 << 20, closed or nothing)
+
+
+async def nothing() -> None:
+    """Delete no Job."""
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Pod]:
+    place = tmp_path / "relay"
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", job_manifest.relay_text()],
+        env={**os.environ, "KANIFOLD_RELAY": str(place)}, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"kanifold: waiting for an orchestrator\n"
+    yield Pod(place / relay.SOCKET, process)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stderr.close()
+    process.wait()
+
+
+def always(limit: int = 1 << 60) -> Iterator[int]:
+    while True:
+        yield limit
+
+
+def test_what_goes_over_streams_that_are_cut_arrives_once(pod: Pod) -> None:
+    chance = random.Random(7)
+    limits = (chance.choice((0, 10, 300, 5000, 100_000, 700_000)) for _ in iter(int, 1))
+    content = chance.randbytes(3 << 20)
+
+    async def echo() -> bytes:
+        stream = pod.stream(iter(limits))
+        worker = stream.worker
+        worker.stdin.write(program(ECHO))
+
+        async def write() -> None:
+            for begin in range(0, len(content), 50_000):
+                worker.stdin.write(content[begin : begin + 50_000])
+                await worker.stdin.drain()
+
+        writing = asyncio.create_task(write())
+        found = await worker.stdout.readexactly(len(content))
+        await writing
+        worker.stdin.close()
+        await worker.end()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(echo(), 60)) == content
+
+
+def test_the_end_of_an_executor_and_its_last_words_come_over(pod: Pod) -> None:
+    async def last() -> tuple[bytes, int, str]:
+        stream = pod.stream(always())
+        stream.worker.stdin.write(program("import sys;print('out');print('err',file=sys.stderr);sys.exit(5)"))
+        out = await stream.worker.stdout.read()
+        status = await stream.process.ended
+        tail = stream.process.stderr_tail
+        stream.close()
+        await stream.wait_closed()
+        return out, status, tail
+
+    assert asyncio.run(asyncio.wait_for(last(), 30)) == (b"out\n", 5, "err")
+    assert pod.process.wait(10) == 5, "the container ends as its executor did"
+
+
+def test_a_second_orchestrator_is_sent_away_while_the_first_one_lives(pod: Pod) -> None:
+    async def both() -> None:
+        first = pod.stream(always())
+        await first.connected
+        second = pod.stream(always())
+        with pytest.raises(BusyError):
+            await second.connected
+        second.abort()
+        first.worker.stdin.write(program("print('still here')"))
+        assert await first.worker.stdout.readline() == b"still here\n"
+        first.abort()
+        await first.wait_closed()
+
+    asyncio.run(asyncio.wait_for(both(), 30))
+
+
+def test_what_an_orchestrator_left_behind_is_taken_over_with_a_new_executor(pod: Pod, tmp_path: Path) -> None:
+    async def die() -> None:
+        stream = pod.stream(always())
+        stream.worker.stdin.write(
+            program(f"open({str(tmp_path / 'first')!r},'w').write('x');print(1,flush=True);{ECHO}")
+        )
+        assert await stream.worker.stdout.readline() == b"1\n"
+        stream._task.cancel()  # as if the process was killed: nothing more is said
+        await asyncio.gather(stream._task, return_exceptions=True)
+
+    async def rerun() -> bytes:
+        stream = pod.stream(always())
+        stream.worker.stdin.write(program("import os;print('another',os.getppid())"))
+        found = await stream.worker.stdout.readline()
+        stream.abort()
+        return found
+
+    asyncio.run(asyncio.wait_for(die(), 30))
+    assert asyncio.run(asyncio.wait_for(rerun(), 30)) == f"another {pod.process.pid}\n".encode()
+    assert (tmp_path / "first").exists()
+
+
+def test_closing_ends_the_executor_and_says_so_once(pod: Pod) -> None:
+    async def close() -> int:
+        calls = 0
+
+        async def closed() -> None:
+            nonlocal calls
+            calls += 1
+
+        stream = pod.stream(always(), closed)
+        await stream.connected
+        stream.worker.stdin.close()
+        stream.close()
+        await stream.worker.end()
+        await stream.wait_closed()
+        return calls
+
+    assert asyncio.run(asyncio.wait_for(close(), 30)) == 1
+
+
+def test_a_pod_that_is_told_to_end_does(pod: Pod) -> None:
+    async def told() -> None:
+        stream = pod.stream(always())
+        stream.worker.stdin.write(program(f"print(1,flush=True);{ECHO}"))
+        await stream.worker.stdout.readline()
+        pod.process.terminate()
+        await asyncio.to_thread(pod.process.wait, 10)
+        stream.fail(ConnectionLost("the Pod is gone"))
+        with pytest.raises(ConnectionLost):
+            await stream.worker.stdout.read()
+        await stream.wait_closed()
+
+    asyncio.run(asyncio.wait_for(told(), 30))
+
+
+def test_garbage_costs_a_connection_and_nothing_else(pod: Pod) -> None:
+    async def attack() -> bytes:
+        for data in (b"GET / HTTP/1.1\r\n\r\n" * 9, relay.HEADER.pack(b"H", 0, 1 << 30), relay.HEADER.pack(b"D", 9, 0)):
+            reader, writer = await asyncio.open_unix_connection(pod.path)
+            writer.write(data)
+            assert await reader.read() == b""
+            writer.close()
+        stream = pod.stream(always())
+        stream.worker.stdin.write(program("print('well')"))
+        found = await stream.worker.stdout.readline()
+        stream.abort()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(attack(), 30)) == b"well\n"
