@@ -70,11 +70,11 @@ class KubernetesAddress(msgspec.Struct, frozen=True):
     template: str = ""
     """The path of a file with a patch of the Pod template."""
     deadline: int = 3600
-    """``activeDeadlineSeconds`` of a Job."""
+    """``activeDeadlineSeconds`` of a Pod: the seconds that a job may take from its start."""
     ttl: int = 300
     """``ttlSecondsAfterFinished`` of a Job."""
     patience: int = 900
-    """Seconds that a Pod may take to be scheduled and started."""
+    """Seconds that a Pod may take to be scheduled and started, while no other executor of the build runs there."""
 
 
 def is_kubernetes(url: str) -> bool:

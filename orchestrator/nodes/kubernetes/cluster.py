@@ -72,6 +72,8 @@ class Cluster:
         self._numbers: dict[str, int] = {}
         self._deleting: set[asyncio.Task[None]] = set()
         self._users = 0
+        self.running = 0
+        """Executors that run: who waits for a place may get theirs."""
 
     async def connect(self) -> JobTemplate:
         """Connect, once, and return what Jobs are made of. Raises ``KanifoldError``."""

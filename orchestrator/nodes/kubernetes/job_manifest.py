@@ -29,6 +29,8 @@ MANAGED_BY: Final = "kanifold"
 SELECTOR: Final = f"app.kubernetes.io/managed-by={MANAGED_BY},app.kubernetes.io/component=executor"
 """Selects the Pods of executors."""
 _GRACE_SECONDS: Final = 5
+_QUEUED_SECONDS: Final = 43_200
+"""How long a Job may wait for a quota or a node, beyond what its Pod may take: half a day."""
 _POD_TEMPLATE_KEYS: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "template"})
 
 
@@ -73,7 +75,7 @@ def manifest(template: JobTemplate, architecture: str, number: int) -> JobManife
         "backoffLimit": 0,
         "completions": 1,
         "parallelism": 1,
-        "activeDeadlineSeconds": address.deadline,
+        "activeDeadlineSeconds": address.deadline + _QUEUED_SECONDS,
         "ttlSecondsAfterFinished": address.ttl,
         "template": pod,
     }
@@ -131,6 +133,7 @@ def _labels() -> dict[str, str]:
 def _template(address: KubernetesAddress, architecture: str) -> dict[str, Any]:
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
+        "activeDeadlineSeconds": address.deadline,
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
         "enableServiceLinks": False,
         "automountServiceAccountToken": bool(address.service_account),

@@ -200,6 +200,8 @@ class KubernetesNode:
                     why=words,
                     remedy="wait= in the node's address says how long it may take",
                 )
+            if self._cluster.running:
+                deadline = now + address.patience
             rest = deadline - now if failure is None else failure.patience - (now - failing_since)
             await view.wait(min(rest, 60.0) + 0.01)
 
@@ -237,6 +239,8 @@ class KubernetesNode:
         """Tell ``stream`` when its Pod has ended."""
         kept = self._cluster.watch.add(view.name)
         kept.pod, kept.had_pod, kept.events = view.pod, view.had_pod, view.events
+        self._cluster.running += 1
+        stream.process.ended.add_done_callback(kept.changed)
         try:
             while not stream.process.ended.done() and not stream.is_closing():
                 pod = kept.pod
@@ -245,6 +249,7 @@ class KubernetesNode:
                     return
                 await kept.wait(3600.0)
         finally:
+            self._cluster.running -= 1
             self._cluster.watch.remove(kept)
 
     async def _loaded(self, stream: PodStream, job: str, say: Say) -> Connection:

@@ -55,7 +55,7 @@ class JobView:
         self.events: list[ClusterEvent] = []
         self._changed = asyncio.Event()
 
-    def changed(self) -> None:
+    def changed(self, _: object = None) -> None:
         """Wake who waits for a change."""
         self._changed.set()
 
@@ -73,6 +73,8 @@ class NamespaceWatch:
     def __init__(self, client: KubernetesClient) -> None:
         self._client = client
         self._views: dict[str, list[JobView]] = {}
+        self._pods: dict[str, Pod] = {}
+        """All Pods of executors, by the name of their Job."""
         self._tasks: list[asyncio.Task[None]] = []
         self.failed: APIRefusedError | None = None
         """Why Pods cannot be watched."""
@@ -80,6 +82,8 @@ class NamespaceWatch:
     def add(self, name: str) -> JobView:
         """Return a view of the Job ``name``, from now on."""
         view = JobView(name)
+        view.pod = self._pods.get(name)  # of a Job that was left behind
+        view.had_pod = view.pod is not None
         self._views.setdefault(name, []).append(view)
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._watch_pods()), asyncio.create_task(self._watch_events())]
@@ -138,6 +142,7 @@ class NamespaceWatch:
     def _know(self, pods: tuple[Pod, ...]) -> None:
         """Take a list of all Pods."""
         there = {each.metadata.uid for each in pods}
+        self._pods = {each.job: each for each in pods}
         for views in self._views.values():
             for view in views:
                 if view.pod is not None and view.pod.metadata.uid not in there:
@@ -147,6 +152,10 @@ class NamespaceWatch:
             self._take(each, gone=False)
 
     def _take(self, pod: Pod, *, gone: bool) -> None:
+        if gone:
+            self._pods.pop(pod.job, None)
+        else:
+            self._pods[pod.job] = pod
         for view in self._views.get(pod.job, ()):
             if gone and view.pod is not None and view.pod.metadata.uid == pod.metadata.uid:
                 view.pod = pod if pod.is_over else None
