@@ -5,10 +5,14 @@
     registered  a binfmt_misc handler registered on the host
     private     a binfmt_misc in the build's own user namespace (Linux 6.7): needs no root and leaves nothing behind
     register    a handler that kanifold registers on the host, as root
+    traced      a tracer of each step starts the emulator in place of the kernel: where no handler can be registered
 
 A mode is verified by running a program of a few instructions; results are cached for the life of the process. An
-emulator out of an image (``ImageEmulator``) is used in the mode ``private`` only, before a handler of the host, and
-runs nothing but steps: what is tried is whether a program of kanifold's own can be registered in its place.
+emulator out of an image (``ImageEmulator``) is used in the modes ``private`` and ``traced`` only, before a handler of
+the host, and runs nothing but steps: what is tried is whether a program of kanifold's own can be registered in its
+place, or whether processes can be traced.
+
+KANIFOLD_EMULATION forces one of ``private``, ``register`` and ``traced`` for all emulated platforms.
 
 ``emulation`` takes some 20 ms for an emulated architecture, nearly all of it in another process; ``prefetch`` starts it
 ahead of time.
@@ -29,7 +33,7 @@ from typing import Final, Protocol
 import msgspec
 
 from platforms import binfmt, elf, probe
-from platforms.errors import EnvironmentUnfit
+from platforms.errors import EnvironmentUnfit, UsageError
 from platforms.host import COMPAT, host
 from platforms.platform import Platform, candidates, normalise
 
@@ -58,6 +62,12 @@ class EmulationMode(StrEnum):
     REGISTERED = "registered"
     PRIVATE = "private"
     REGISTER = "register"
+    TRACED = "traced"
+
+
+VARIABLE: Final = "KANIFOLD_EMULATION"
+"""The environment variable that forces a mode."""
+_OURS: Final = (EmulationMode.PRIVATE, EmulationMode.REGISTER, EmulationMode.TRACED)
 
 
 class Emulation(msgspec.Struct, frozen=True):
@@ -110,8 +120,9 @@ class ImageEmulators(Hashable, Protocol):
 def emulation(platform: Platform, emulators: ImageEmulators | None = None) -> Emulation:
     """Return the first mode that runs programs of ``platform`` here; ``emulators`` are those out of images.
 
-    ``private`` takes effect by ``register_private``, ``register`` by ``register_host``; the others need nothing. Raises
-    EnvironmentUnfit, with the reason for every mode and the remedy, when there is none.
+    ``private`` takes effect by ``register_private``, ``register`` by ``register_host``, ``traced`` by a tracer of each
+    step; the others need nothing. Raises EnvironmentUnfit, with the reason for every mode and the remedy, when there is
+    none, and UsageError if $KANIFOLD_EMULATION names no mode.
     """
     return _choose(normalise(platform), emulators)
 
@@ -213,10 +224,13 @@ def _choose(want: Platform, emulators: ImageEmulators | None) -> Emulation:
         )
 
     _refuse_level(want)
-    if emulators is not None and (found := _of_image(want, emulators, skipped)) is not None:
+    asked = _asked()
+    if emulators is not None and (found := _of_image(want, emulators, asked, skipped)) is not None:
         return found
     interpreter = binfmt.find_qemu(architecture)
-    if not runs and (handler is None or handler.works_in_a_chroot):
+    if asked is not None:
+        skipped.append(f"{EmulationMode.REGISTERED}: {VARIABLE} is {asked}")
+    elif not runs and (handler is None or handler.works_in_a_chroot):
         if not _within_reach(handler):
             return _registered(architecture, handler, skipped)
         # The interpreter of a private handler is read-only; that of the host's was opened by another process.
@@ -231,25 +245,68 @@ def _choose(want: Platform, emulators: ImageEmulators | None) -> Emulation:
     if interpreter is None:
         dynamic = binfmt.qemus(architecture)
         reason = f"{dynamic[0]} is linked dynamically" if dynamic else f"no qemu-{binfmt.QEMU[architecture]} is here"
-        skipped += [f"{mode}: {reason}" for mode in (EmulationMode.PRIVATE, EmulationMode.REGISTER)]
+        skipped += [f"{mode}: {reason}" for mode in _OURS]
         raise _unfit(want, skipped, _INSTALL.format(qemu=binfmt.QEMU[architecture], architecture=architecture))
 
-    if not (reason := probe.executes_privately(architecture, interpreter)):
-        why = f"{interpreter} is registered in the build's own user namespace"
-        return Emulation(EmulationMode.PRIVATE, architecture, interpreter, why, tuple(skipped))
-    skipped.append(f"{EmulationMode.PRIVATE}: {reason}{_obstacle()}")
-
-    if not (reason := binfmt.may_register()):
-        why = f"{interpreter} is registered for the whole host, as root"
-        return Emulation(EmulationMode.REGISTER, architecture, interpreter, why, tuple(skipped))
-    skipped.append(f"{EmulationMode.REGISTER}: {reason}")
+    for mode, obstacle, why in (
+        (EmulationMode.PRIVATE, _no_private, "is registered in the build's own user namespace"),
+        (EmulationMode.REGISTER, _no_register, "is registered for the whole host, as root"),
+        (EmulationMode.TRACED, _no_traced, "is started by a tracer of each step"),
+    ):
+        reason = f"{VARIABLE} is {asked}" if asked not in (None, mode) else obstacle(architecture, interpreter)
+        if not reason:
+            return Emulation(mode, architecture, interpreter, f"{interpreter} {why}", tuple(skipped))
+        skipped.append(f"{mode}: {reason}")
     raise _unfit(
         want,
         skipped,
-        f"allow user namespaces on Linux 6.7 or later; or let root register {interpreter} on the host, as the packages "
+        f"allow user namespaces on Linux 6.7 or later; or let processes trace each other (ptrace(2)); or let root "
+        f"register {interpreter} on the host, as the packages "
         f"qemu-user-static (Fedora), qemu-user-binfmt and binfmt-support (Debian, Ubuntu) do; "
         f"or give the build a node that is linux/{architecture} itself",
     )
+
+
+def _no_private(architecture: str, interpreter: str) -> str:
+    """Return why no private handler can start ``interpreter``; "" if one can."""
+    reason = probe.executes_privately(architecture, interpreter)
+    return reason and f"{reason}{_obstacle()}"
+
+
+def _no_register(architecture: str, interpreter: str) -> str:
+    return binfmt.may_register()
+
+
+def _no_traced(architecture: str, interpreter: str) -> str:
+    """Return why no tracer can start ``interpreter``; "" if one can."""
+    return _untraced() or probe.emulates(architecture, interpreter)
+
+
+def _untraced() -> str:
+    """Return why steps cannot be traced here; "" if they can."""
+    reason = probe.traces()
+    return reason and f"tracing a process: {reason}{_tracing_obstacle()}"
+
+
+def _tracing_obstacle() -> str:
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as setting:
+            scope = setting.read().strip()
+    except OSError:
+        return ""
+    return "" if scope == "0" else f" (kernel.yama.ptrace_scope is {scope})"
+
+
+def _asked() -> EmulationMode | None:
+    """Return the mode that $KANIFOLD_EMULATION names; None for the first that works. Raises UsageError."""
+    name = os.environ.get(VARIABLE, "")
+    if name in ("", "auto"):
+        return None
+    if name not in _OURS:
+        raise UsageError(
+            f"{VARIABLE}={name!r} is no emulation mode that can be asked for", remedy=f"use auto, {', '.join(_OURS)}"
+        )
+    return EmulationMode(name)
 
 
 def _native(want: Platform, own: Platform) -> Emulation:
@@ -264,7 +321,9 @@ def _native(want: Platform, own: Platform) -> Emulation:
     )
 
 
-def _of_image(want: Platform, emulators: ImageEmulators, skipped: list[str]) -> Emulation | None:
+def _of_image(
+    want: Platform, emulators: ImageEmulators, asked: EmulationMode | None, skipped: list[str]
+) -> Emulation | None:
     """Return the mode for an emulator out of an image; None, and the reason in ``skipped``, if there is no such way.
 
     Raises EnvironmentUnfit if that image's emulator is required.
@@ -281,15 +340,23 @@ def _of_image(want: Platform, emulators: ImageEmulators, skipped: list[str]) -> 
             )
         return None
     program = f"{os.path.basename(emulator.path)} of the image {emulator.image}"
-    reason = probe.registers_privately(architecture, emulator.stand_in)
-    if not reason:
-        skipped.append(f"{EmulationMode.REGISTERED}: an emulator out of an image was asked for")
-        why = f"{program} is registered in the build's own user namespace"
-        return Emulation(EmulationMode.PRIVATE, architecture, emulator.path, why, tuple(skipped))
-    remedy = "allow user namespaces on Linux 6.7 or later"
+    registered = f"{EmulationMode.REGISTERED}: an emulator out of an image was asked for"
+    private = f"{VARIABLE} is {asked}"
+    if asked in (None, EmulationMode.PRIVATE):
+        private = probe.registers_privately(architecture, emulator.stand_in)
+        if not private:
+            why = f"{program} is registered in the build's own user namespace"
+            return Emulation(EmulationMode.PRIVATE, architecture, emulator.path, why, (*skipped, registered))
+    traced = _untraced() if asked in (None, EmulationMode.TRACED) else f"{VARIABLE} is {asked}"
+    remedy = "allow user namespaces on Linux 6.7 or later, or let processes trace each other (ptrace(2))"
     if os.statvfs(emulator.path).f_flag & os.ST_NOEXEC:
-        reason, remedy = "its file system is mounted noexec", "put the store on one that is not (--root, KANIFOLD_ROOT)"
-    skipped.append(f"{EmulationMode.PRIVATE}, with {program}: {reason}{_obstacle()}")
+        private = private and "its file system is mounted noexec"
+        remedy = "put the store on one that is not (--root, KANIFOLD_ROOT)"
+    skipped.append(f"{EmulationMode.PRIVATE}, with {program}: {private}{_obstacle()}")
+    if not traced:
+        why = f"{program} is started by a tracer of each step"
+        return Emulation(EmulationMode.TRACED, architecture, emulator.path, why, (*skipped, registered))
+    skipped.append(f"{EmulationMode.TRACED}, with {program}: {traced}")
     if emulators.required:
         raise _unfit(want, skipped, f"{remedy}; or build without --emulator-image")
     return None

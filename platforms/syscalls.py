@@ -123,6 +123,36 @@ SECCOMP_FILTER_FLAG_NEW_LISTENER: Final = 1 << 3
 SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV: Final = 1 << 5
 """Linux 5.19. A call that the supervisor has received is interrupted by signals that kill only."""
 
+# -- tracing: linux/ptrace.h, linux/elf.h, linux/wait.h --------------------------------------------------------------
+
+PTRACE_CONT: Final = 7
+PTRACE_SYSCALL: Final = 24
+PTRACE_GETEVENTMSG: Final = 0x4201
+PTRACE_GETREGSET: Final = 0x4204
+PTRACE_SETREGSET: Final = 0x4205
+PTRACE_SEIZE: Final = 0x4206
+PTRACE_LISTEN: Final = 0x4208
+
+PTRACE_O_TRACESYSGOOD: Final = 0x01
+PTRACE_O_TRACEFORK: Final = 0x02
+PTRACE_O_TRACEVFORK: Final = 0x04
+PTRACE_O_TRACECLONE: Final = 0x08
+PTRACE_O_TRACEEXEC: Final = 0x10
+PTRACE_O_TRACESECCOMP: Final = 0x80
+PTRACE_O_EXITKILL: Final = 0x100000
+
+PTRACE_EVENT_FORK: Final = 1
+PTRACE_EVENT_VFORK: Final = 2
+PTRACE_EVENT_CLONE: Final = 3
+PTRACE_EVENT_EXEC: Final = 4
+PTRACE_EVENT_SECCOMP: Final = 7
+PTRACE_EVENT_STOP: Final = 128
+
+NT_PRSTATUS: Final = 1
+NT_ARM_SYSTEM_CALL: Final = 0x404
+WALL: Final = 0x40000000
+"""The option of wait(2) for children of any kind (__WALL)."""
+
 
 # Calls added since Linux 5.1 have the same number on every architecture; older ones without a wrapper in every C
 # library are listed by machine (os.uname()).
@@ -655,3 +685,41 @@ def filter_tap(fd: int, program: bytes) -> None:
     head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     write = 0x80000000 if os.uname().machine == "ppc64le" else 0x40000000  # _IOC_WRITE, asm/ioctl.h
     fcntl.ioctl(fd, write | len(head) << 16 | ord("T") << 8 | 213, head)
+
+
+# -- tracing ---------------------------------------------------------------------------------------------------------
+
+
+def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
+    """ptrace(2), for requests that return nothing. ESRCH if the thread is not stopped, or has been killed."""
+    _call("ptrace", "", request, pid, address, data)
+
+
+def ptrace_message(pid: int) -> int:
+    """Return the message of the event that ``pid`` is stopped for (PTRACE_GETEVENTMSG)."""
+    _, ctypes = _libc()
+    message = bytearray(ctypes.sizeof(ctypes.c_long))
+    _call("ptrace", "", PTRACE_GETEVENTMSG, pid, 0, message)
+    return int.from_bytes(message, sys.byteorder)
+
+
+def ptrace_registers(request: int, pid: int, kind: int, data: bytearray) -> int:
+    """Read registers of ``pid`` into ``data``, or write them (PTRACE_GETREGSET, PTRACE_SETREGSET); return their size.
+
+    ``kind`` is a set of registers (``NT_*``).
+    """
+    _, ctypes = _libc()
+    content = (ctypes.c_char * len(data)).from_buffer(data)
+    vector = bytearray(struct.pack("@PN", ctypes.addressof(content), len(data)))
+    _call("ptrace", "", request, pid, kind, vector)
+    return int(struct.unpack("@PN", vector)[1])
+
+
+def setfsuid(uid: int) -> None:
+    """Set the user id for access to files, without a sign of failure (setfsuid(2))."""
+    _libc()[0].setfsuid(uid)
+
+
+def setfsgid(gid: int) -> None:
+    """As ``setfsuid``, for the group id."""
+    _libc()[0].setfsgid(gid)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from msgspec.structs import replace
 
-from executor.sandbox import isolation, network, roots, staging, zygote
+from executor.sandbox import isolation, network, roots, staging, step_process, zygote
 from executor.sandbox import spec as wire
 from executor.snapshotter import records
 from executor.snapshotter.records import Read
@@ -202,8 +202,9 @@ def start(emulation: Emulation | None = None) -> Launcher:
     """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread.
 
     With an ``emulation`` whose mode is ``private``, the zygote and all steps run in a user namespace with the emulator
-    registered. The zygote dies with the calling thread. Raises EnvironmentUnfit when the host does not allow such
-    processes; other requirements are checked when the first step runs.
+    registered; with ``traced``, each step has a tracer that starts the emulator. The zygote dies with the calling
+    thread. Raises EnvironmentUnfit when the host does not allow such processes; other requirements are checked when the
+    first step runs.
     """
     threads.check_single("start the process that build steps are forked from")
     private = emulation is not None and emulation.mode == "private"
@@ -214,7 +215,7 @@ def start(emulation: Emulation | None = None) -> Launcher:
     try:
         pid = syscalls.fork(zygote.NAMESPACES | (syscalls.CLONE_NEWUSER if private else 0))
         if pid == 0:
-            _be_zygote(theirs, mapped_read, mapped_write, complaint_write, emulation if private else None)
+            _be_zygote(theirs, mapped_read, mapped_write, complaint_write, emulation)
         debug.log("process started", name="kanifold-steps", pid=pid, private_binfmt=private)
         if private:
             isolation.map_identity(pid)
@@ -261,16 +262,19 @@ def _be_zygote(
                 net.begin()  # first: it takes longest
             staging.set_up()
             staging.preflight()
-            if emulation is not None:
+            foreign = None
+            if emulation is not None and emulation.mode == "private":
                 from platforms.emulation import register_private
 
                 register_private([emulation])
+            elif emulation is not None and emulation.mode == "traced":
+                foreign = step_process.Foreign(emulation.architecture, staging.offer_emulator(emulation.interpreter))
         except OSError as error:
             os.write(complaint, str(error).encode())
             os._exit(1)
         debug.log("ready for steps", network=packet == zygote.CONNECT)
         os.close(complaint)
-        zygote.serve(control, net)
+        zygote.serve(control, net, foreign)
     except BaseException:
         import traceback
 

@@ -33,7 +33,7 @@ from executor.sandbox.spec import Bind, BindFd, SecretFile, Spec
 from executor.snapshotter import records
 from executor.snapshotter.records import DeviceNumber
 from executor.snapshotter.rootfs import Overlay
-from platforms import syscalls
+from platforms import process_numbers, syscalls
 from platforms.descriptors import receive_fds
 
 _UNCHANGED: Final = -1
@@ -41,7 +41,6 @@ _WORD: Final = (1 << 32) - 1
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _DESCRIPTOR: Final = re.compile(rb"(?:/proc/self/fd/|/dev/fd/)([0-9]{1,9})|/dev/std(?:in|out|err)")
 _STREAMS: Final = {b"/dev/stdin": b"0", b"/dev/stdout": b"1", b"/dev/stderr": b"2"}
-_PIDFD_THREAD: Final = os.O_EXCL
 _STATX_SYNC: Final = 0x6000
 """The flags of statx(2) about synchronisation with a remote file system."""
 _LOOKING_FLAGS: Final = _STATX_SYNC | syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_NO_AUTOMOUNT | syscalls.AT_EMPTY_PATH
@@ -123,7 +122,7 @@ class _Supervisor:
             )
             for name in (row.split()[0] for row in rows.splitlines())
         }
-        self.foreign = os.readlink("self") != str(os.getpid())
+        self.foreign = process_numbers.differ_in(None)
         """Whether the working directory has other numbers for processes than notifications have."""
         self.root = _identity("self/root")
         self.entered = False
@@ -135,7 +134,7 @@ class _Supervisor:
         """Serve calls until no process uses the filter any more."""
         while (call := self.listener.receive()) is not None:
             try:
-                self.process = _number_here(call.pid) if self.foreign else call.pid
+                self.process = process_numbers.number_in(None, call.pid) if self.foreign else call.pid
                 if self.handlers[call.name](call):
                     self.listener.proceed(call)
                     continue
@@ -330,24 +329,6 @@ def change(table: InodeRecords, file: int, uid: int, gid: int) -> None:
     was = os.fstat(file)
     os.chown(f"self/fd/{file}", -1, -1)  # copies up, clears set-user-id bits, fails with EROFS
     table.give(file, was, uid, gid)
-
-
-def _number_here(pid: int) -> int:
-    """Return the number that thread ``pid`` of our pid namespace has in the working directory, another's /proc.
-
-    For threads that are not the first of their process Linux 6.9 is needed. Raises OSError.
-    """
-    try:
-        pidfd = os.pidfd_open(pid, _PIDFD_THREAD)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        pidfd = os.pidfd_open(pid)
-    try:
-        with open(f"self/fdinfo/{pidfd}", "rb") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith(b"Pid:"))
-    finally:
-        os.close(pidfd)
 
 
 def _joined(link: bytes, rest: bytes) -> bytes:

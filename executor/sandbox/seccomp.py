@@ -77,6 +77,19 @@ setfsgid32           -  216    -  216    -    -    -
 """
 """Succeed without doing anything where there is only one user id."""
 
+EXECUTING: Final = """\
+execve              59   11  221   11   11   11  221
+execveat           322  358  281  387  362  354  281
+"""
+"""Start another program."""
+
+_CLONE: Final = """\
+clone               56  120  220  120  120  120  220
+"""
+_CLONE_UNTRACED: Final = 0x00800000
+_TRACEABLE: Final = ("x86_64", "i386", "aarch64")
+"""The architectures that ``executor.supervised.registers`` knows."""
+
 _IOCTL: Final = """\
 ioctl               16   54   29   54   54   54   29
 """
@@ -94,6 +107,7 @@ AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 RET: Final = 0x06
 _ALLOW: Final = 0x7FFF0000
 _NOTIFY: Final = 0x7FC00000
+_TRACE: Final = 0x7FF00000
 ERRNO: Final = 0x00050000
 _SUCCEED: Final = ERRNO  # errno 0: the call returns 0
 _EPERM: Final = ERRNO | 1
@@ -118,16 +132,25 @@ ABSENT: Final[tuple[Line, ...]] = ((RET, 0, 0, _ENOSYS),)
 SUCCEED: Final[tuple[Line, ...]] = ((RET, 0, 0, _SUCCEED),)
 NOTIFY: Final[tuple[Line, ...]] = ((RET, 0, 0, _NOTIFY),)
 """The instructions for a call that is sent to a supervisor."""
+TRACE: Final[tuple[Line, ...]] = ((RET, 0, 0, _TRACE),)
+"""The instructions for a call before which the thread is stopped for its tracer; without one the call does not
+exist."""
 
 
 def program(
-    *, confined: bool = True, single: bool = False, machine: str = "", more: Callable[[str], Rules] | None = None
+    *,
+    confined: bool = True,
+    single: bool = False,
+    machine: str = "",
+    more: Callable[[str], Rules] | None = None,
+    traced: str = "",
 ) -> bytes:
     """Return the filter for this machine (or ``machine``), for ``platforms.syscalls.seccomp_filter``; b"" if unknown.
 
     ``confined``: False to allow all calls. ``single``: for a user namespace of one id, with the calls that change or
     report owners sent to a supervisor (the filter must be installed with SECCOMP_FILTER_FLAG_NEW_LISTENER). ``more``
-    returns rules for an architecture, which apply before all others.
+    returns rules for an architecture, which apply before all others. ``traced``: the calls that a tracer changes, as a
+    table (``EXECUTING``); with them, a clone(2) that would make a process without a tracer.
     """
     spoken = _SPOKEN.get(machine or os.uname().machine, ())
     if not spoken:
@@ -135,7 +158,8 @@ def program(
     code: list[Line] = [(LD, 0, 0, _ARCHITECTURE)]
     for architecture in spoken:
         rules = _rules(architecture, single) | (more(architecture) if more else {})
-        block = [(LD, 0, 0, _NUMBER), *_tree(_actions(architecture, rules, confined))]
+        verdicts = _actions(architecture, rules, confined, traced if architecture in _TRACEABLE else "")
+        block = [(LD, 0, 0, _NUMBER), *_tree(verdicts)]
         code += [(JEQ, 1, 0, _ARCHITECTURES[architecture]), (JA, 0, 0, len(block)), *block]
     code += DENY
     return b"".join(struct.pack("=HBBI", *each) for each in code)
@@ -172,7 +196,7 @@ def _notified(architecture: str) -> Rules:
     return rules
 
 
-def _actions(architecture: str, rules: Rules, confined: bool) -> list[tuple[int, tuple[Line, ...]]]:
+def _actions(architecture: str, rules: Rules, confined: bool, traced: str) -> list[tuple[int, tuple[Line, ...]]]:
     """Return the call numbers at which the action changes, with the instructions from there on; the first is 0."""
     last = max(profile.LAST[architecture], *rules)
     verdicts = [DENY if confined else ALLOW] * (last + 1)
@@ -193,6 +217,13 @@ def _actions(architecture: str, rules: Rules, confined: bool) -> list[tuple[int,
             verdicts[number] = _none_of(_SUBVOLUMES)
     for number, what in rules.items():
         verdicts[number] = what
+    if traced:
+        for number in numbers(traced, architecture).values():
+            verdicts[number] = TRACE
+        for number in numbers(_CLONE, architecture).values():
+            # The tracer clears the flag, and the kernel runs the filter once more.
+            flags: tuple[Line, ...] = ((LD, 0, 0, argument(0)), (JSET, 0, 1, _CLONE_UNTRACED))
+            verdicts[number] = (*flags, *TRACE, *verdicts[number])
     changes = [(0, verdicts[0])]
     for number, what in enumerate(verdicts):
         if what is not changes[-1][1]:

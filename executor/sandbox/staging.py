@@ -35,6 +35,10 @@ DEVICES: Final = f"{PLACE}/devices"
 NULL: Final = f"{DEVICES}/null"
 STARTER: Final = f"{PLACE}/starter"
 """The first program of the processes of steps (see ``starter``)."""
+EMULATORS: Final = f"{PLACE}/emulators"
+"""A directory with the emulators that a tracer starts (see ``offer_emulator``)."""
+
+_HIDDEN: Final = "."
 
 DEVICE_NAMES: Final = ("null", "zero", "full", "random", "urandom", "tty")
 MASKED: Final = (
@@ -62,7 +66,7 @@ _TRACING: Final = 2
 def set_up() -> None:
     """Make the staging area in this process's mount namespace, whose propagation must be private. Raises OSError."""
     syscalls.mount("kanifold", PLACE, "tmpfs", syscalls.MS_NOSUID, "mode=755")
-    for directory in (LOWER, ROOT, DEV, PROC, SYS, FILES, EMPTY, DEVICES):
+    for directory in (LOWER, ROOT, DEV, PROC, SYS, FILES, EMPTY, DEVICES, EMULATORS):
         os.mkdir(directory, 0o755)
     for directory in ("proc", "sys", "dev", "etc"):
         os.mkdir(f"{LOWER}/{directory}", 0o755)
@@ -90,6 +94,23 @@ def set_up() -> None:
     syscalls.mount_setattr(syscalls.AT_FDCWD, SYS, syscalls.AT_RECURSIVE, add=_FIXED)
     _mask_mounts(SYS)
     mask_sys(SYS)
+
+
+def offer_emulator(path: str) -> str:
+    """Let all steps execute the program ``path``; return its path in their roots. Raises OSError.
+
+    It is a copy, so that what a step does to it concerns no other job; its mount is read-only. No layer has it, as
+    /dev is a mount.
+    """
+    name = os.path.basename(path)
+    copy = f"{EMULATORS}/{name}"
+    with open(path, "rb") as original, open(copy, "xb") as file:
+        while data := original.read(1 << 20):
+            file.write(data)
+    os.chmod(copy, 0o555)
+    syscalls.mount(copy, copy, flags=syscalls.MS_BIND)
+    syscalls.mount_setattr(syscalls.AT_FDCWD, copy, 0, add=_FIXED & ~syscalls.MOUNT_ATTR_NOEXEC)
+    return f"/dev/{_HIDDEN}{name}"
 
 
 def preflight() -> None:
@@ -263,6 +284,9 @@ def mount_dev(shm_size: int) -> None:
         ("ptmx", "pts/ptmx"),
     ):
         os.symlink(text, f"{DEV}/{name}")
+    for name in os.listdir(EMULATORS):
+        _touch(f"{DEV}/{_HIDDEN}{name}")
+        syscalls.mount(f"{EMULATORS}/{name}", f"{DEV}/{_HIDDEN}{name}", flags=syscalls.MS_BIND)
     for name in ("pts", "shm", "mqueue"):
         os.mkdir(f"{DEV}/{name}", 0o755)
     terminals = "newinstance,ptmxmode=0666,mode=0620"

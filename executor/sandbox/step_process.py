@@ -57,6 +57,10 @@ _WORST: Final = 1000
 NO_ID: Final = (1 << 32) - 1
 
 
+TRACED: Final = b"traced"
+"""What a tracer answers when it traces the step."""
+
+
 class RefusedError(Exception):
     """The step cannot be started because of the step or its image: the exit code and the reason."""
 
@@ -67,6 +71,14 @@ class RefusedError(Exception):
 
 class UnfitError(Exception):
     """The step cannot be started because this host does not allow it."""
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """The programs that a step's tracer starts by an emulator."""
+
+    architecture: str
+    emulator: str
+    """Its path in the root of every step."""
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -86,9 +98,23 @@ class Rules(msgspec.Struct, frozen=True):
     """Whether Landlock can keep steps from abstract sockets and processes outside of their domain."""
     sees_others: bool
     """Whether the /proc of steps shows processes that are not theirs."""
+    foreign: Foreign | None
+    """What tracers start; None if steps have no tracer."""
 
     def supervised(self, spec: Spec) -> bool:
         return self.single and not spec.uid and not spec.gid
+
+
+class Beside(msgspec.Struct, frozen=True):
+    """The processes beside a step, by sockets."""
+
+    supervisor: socket.socket | None = None
+    """It gets the listener of the filter, the root directory and the mount namespace."""
+    tracer: socket.socket | None = None
+    """It gets the mount namespace, and answers TRACED, or why it cannot trace the step."""
+
+    def descriptors(self) -> tuple[int, ...]:
+        return tuple(each.fileno() for each in (self.supervisor, self.tracer) if each is not None)
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -151,13 +177,12 @@ def become(
     prepared: PreparedStep,
     output: tuple[int, int],
     rules: Rules,
-    supervisor: socket.socket | None,
+    beside: Beside,
     report: StartReporter,
 ) -> NoReturn:
     """Turn this process, prepared for the profile of ``spec``, into the step.
 
-    ``output``: stdout and stderr. ``supervisor``: a socket for the listener of the filter, the root directory and the
-    mount namespace. Raises RefusedError, UnfitError, and OSError for anything else.
+    ``output``: stdout and stderr. Raises RefusedError, UnfitError, and OSError for anything else.
     """
     # 3. Ids with a special meaning: -1 means "unchanged", which is root (CVE-2024-40635).
     for each in (spec.uid, spec.gid, *spec.groups):
@@ -201,11 +226,14 @@ def become(
             give_stream(fd, spec.uid)
         os.dup2(fd, number)
     kept = (report.fd, prepared.starter)
-    close_others(*kept, prepared.own_proc, *([supervisor.fileno()] if supervisor else []))
+    close_others(*kept, prepared.own_proc, *beside.descriptors())
     enter_directory(spec.cwd, prepared.proc)
 
     # 7. Privileges: the filter while it may be installed, limits, then capabilities and ids, irreversibly.
-    if rules.single and not supervisor:
+    supervisor = beside.supervisor
+    if beside.tracer is not None:
+        _be_traced(beside.tracer, prepared.own_proc)
+    if rules.single and supervisor is None:
         _renumber(prepared.own_proc, spec.uid, spec.gid)
     if rules.scoped and (rules.sees_others or not spec.insecure):
         syscalls.landlock_scope(syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL)
@@ -475,6 +503,16 @@ def give_stream(fd: int, uid: int) -> None:
     """Let ``uid`` open the stream again by /dev/stdout and the like, as runc does."""
     with contextlib.suppress(OSError):
         os.fchown(fd, uid, -1)
+
+
+def _be_traced(tracer: socket.socket, own_proc: int) -> None:
+    """Wait until this process is traced: while it has the privileges of its tracer. Raises UnfitError."""
+    mounts = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own_proc)
+    socket.send_fds(tracer, [b"mounts"], [mounts])
+    os.close(mounts)
+    answer = tracer.recv(1024)
+    if answer != TRACED:
+        raise UnfitError(f"cannot trace the step: {answer.decode(errors='replace') or 'its tracer has died'}")
 
 
 def set_limit(name: str, soft: int, hard: int) -> None:

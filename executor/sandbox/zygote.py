@@ -29,6 +29,8 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NoReturn
 
 import msgspec
@@ -77,6 +79,14 @@ class _Running(msgspec.Struct, frozen=True):
     """The reading end of the pipe on which the step's process reports what it made, or why it failed."""
     supervisor: int = 0
     """The process id of the supervisor, if there is one. It ends after the step, when everything is recorded."""
+    tracer: int = 0
+    """The process id of the tracer, if there is one. It ends after the step."""
+
+    def kill(self) -> None:
+        """Kill the step: with a tracer, which its end may wait for, its processes die too."""
+        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.tracer:
+            os.kill(self.tracer, signal.SIGKILL)
 
 
 class _Prewarmed(msgspec.Struct, frozen=True):
@@ -98,11 +108,16 @@ class _Prewarmed(msgspec.Struct, frozen=True):
         self.line.close()
 
 
-def serve(control: socket.socket, net: network.Network) -> NoReturn:
-    """Serve requests until the other end of ``control`` is closed; then exit, and with this process all steps."""
+def serve(control: socket.socket, net: network.Network, foreign: step_process.Foreign | None) -> NoReturn:
+    """Serve requests until the other end of ``control`` is closed; then exit, and with this process all steps.
+
+    ``foreign``: the programs that need a tracer.
+    """
     single = isolation.id_limit() == 1
     filters = {
-        (insecure, supervised): seccomp.program(confined=not insecure, single=supervised)
+        (insecure, supervised): seccomp.program(
+            confined=not insecure, single=supervised, traced=seccomp.EXECUTING if foreign else ""
+        )
         for insecure in (False, True)
         for supervised in {False, single}
     }
@@ -113,10 +128,13 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
         sniffs=network.can_capture_packets(),
         scoped=syscalls.landlock_version() >= network.SCOPES,
         sees_others=staging.shows_outer_processes(),
+        foreign=foreign,
     )
-    proc = staging.proc_of_all() if single else -1
+    proc = staging.proc_of_all() if single or foreign else -1
     if single:
         from executor.sandbox import owners  # noqa: F401
+    if foreign:
+        from executor.supervised import step_tracer  # noqa: F401
     kills = _Kills()
     poll = select.poll()
     poll.register(control, select.POLLIN)
@@ -151,7 +169,7 @@ def serve(control: socket.socket, net: network.Network) -> NoReturn:
                 _end(by_supervisor.pop(fd), kills)
             elif fd in by_reply:  # cancelled
                 debug.log("step cancelled")
-                signal.pidfd_send_signal(by_reply.pop(fd).pidfd, signal.SIGKILL)
+                by_reply.pop(fd).kill()
                 poll.unregister(fd)
             elif fd in by_pidfd:
                 running = by_pidfd.pop(fd)
@@ -179,7 +197,7 @@ def _begin(
         if wanted.network == "isolated":
             rules.network.begin()
             rules.network.descriptors()
-        if rules.supervised(wanted):
+        if rules.supervised(wanted) or rules.foreign:
             return _start(wanted, fds, rules, proc, reply), spare
         running = None
         if spare is not None:
@@ -219,21 +237,27 @@ def _use(spare: _Prewarmed, fds: list[int], reply: socket.socket) -> _Running | 
 
 
 def _start(wanted: spec.Spec, fds: list[int], rules: step_process.Rules, proc: int, reply: socket.socket) -> _Running:
-    """Fork a step, and a supervisor if required."""
+    """Fork a step, and the processes beside it that are required."""
     told, tell = os.pipe()
-    line = socket.socketpair() if rules.supervised(wanted) else None
+    supervisor = _Companion() if rules.supervised(wanted) else None
+    tracer = _Companion() if rules.foreign else None
     try:
         pid = syscalls.fork(_namespaces(step_process.Profile.of(wanted)))
         if pid == 0:
-            _child(wanted, (fds[2], fds[3]), rules, line[0] if line else None, report.StartReporter(tell))
-        supervisor = _supervisor(line, wanted, proc) if line else 0
+            beside = step_process.Beside(supervisor.steps if supervisor else None, tracer.steps if tracer else None)
+            _child(wanted, (fds[2], fds[3]), rules, beside, report.StartReporter(tell))
+        recording = supervisor.start(partial(_record_owners, wanted, proc)) if supervisor else 0
+        tracing = tracer.start(partial(_trace, pid, rules.foreign, proc)) if tracer and rules.foreign else 0
     except OSError:
         os.close(told)
         raise
     finally:
         os.close(tell)
-    debug.log("step's process started", pid_inside=pid, supervisor=supervisor or "none")
-    return _Running(pid, os.pidfd_open(pid), reply, told, supervisor)
+        for each in (supervisor, tracer):
+            if each is not None:
+                each.close()
+    debug.log("step's process started", pid_inside=pid, supervisor=recording or "none", tracer=tracing or "none")
+    return _Running(pid, os.pidfd_open(pid), reply, told, recording, tracing)
 
 
 def _prewarm(shape: step_process.Profile, rules: step_process.Rules) -> _Prewarmed | None:
@@ -262,36 +286,66 @@ def _wait_for_step(
         prepared = step_process.prepare(shape)
         packet, fds = receive_fds(line, _PACKET, FDS)
         if packet:
-            _become(_read(fds[0], fds[3:]), prepared, (fds[1], fds[2]), rules, None, told)
+            _become(_read(fds[0], fds[3:]), prepared, (fds[1], fds[2]), rules, step_process.Beside(), told)
     finally:
         os._exit(report.NOT_SET_UP)
 
 
-def _supervisor(line: tuple[socket.socket, socket.socket], wanted: spec.Spec, proc: int) -> int:
-    """Fork the supervisor of the step ``wanted``; closes ``line``."""
-    theirs, ours = line
-    supervisor = syscalls.fork(0)
-    if supervisor == 0:
-        try:
-            from executor.sandbox import owners
+class _Companion:
+    """A process beside a step, and a socket between the two."""
 
-            stacks = owners.mounted_stacks(wanted)
-            keep_only(ours.fileno(), proc)
-            owners.supervise(ours, wanted, stacks, proc)
-        except BaseException as error:
-            os.write(2, f"kanifold: cannot record the owners of a step's files: {error!r}\n".encode())
-        finally:
-            os._exit(1)
-    theirs.close()
-    ours.close()
-    return supervisor
+    def __init__(self) -> None:
+        self.steps, self.own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def start(self, main: Callable[[socket.socket], NoReturn]) -> int:
+        """Fork the process, which calls ``main`` with its end of the socket; return its id."""
+        pid = syscalls.fork(0)
+        if pid == 0:
+            try:
+                main(self.own)
+            except BaseException as error:
+                os.write(2, f"kanifold: a process beside a step has failed: {error!r}\n".encode())
+            finally:
+                os._exit(1)
+        return pid
+
+    def close(self) -> None:
+        self.steps.close()
+        self.own.close()
+
+
+def _record_owners(wanted: spec.Spec, proc: int, line: socket.socket) -> NoReturn:
+    from executor.sandbox import owners
+
+    stacks = owners.mounted_stacks(wanted)
+    keep_only(line.fileno(), proc)
+    owners.supervise(line, wanted, stacks, proc)
+
+
+def _trace(pid: int, foreign: step_process.Foreign, proc: int, line: socket.socket) -> NoReturn:
+    from executor.supervised import step_tracer
+
+    syscalls.set_name("kanifold-tracer")
+    keep_only(line.fileno(), proc)
+    _, mounts = receive_fds(line, _PACKET, 1)  # when the step's root file system is complete
+    if not mounts:  # it did not get that far
+        os._exit(0)
+    try:
+        tracer = step_tracer.attached(pid, mounts[0], foreign.architecture, foreign.emulator, proc)
+    except OSError as error:
+        line.send(str(error).encode())
+        os._exit(0)
+    line.send(step_process.TRACED)
+    line.close()
+    tracer.run(pid)
+    os._exit(0)
 
 
 def _child(
     wanted: spec.Spec,
     output: tuple[int, int],
     rules: step_process.Rules,
-    supervisor: socket.socket | None,
+    beside: step_process.Beside,
     told: report.StartReporter,
 ) -> NoReturn:
     """Become the step, or report why not. Never returns."""
@@ -300,7 +354,7 @@ def _child(
     except BaseException as error:
         told.unfit(_cannot_prepare(error))
         os._exit(report.NOT_SET_UP)
-    _become(wanted, prepared, output, rules, supervisor, told)
+    _become(wanted, prepared, output, rules, beside, told)
 
 
 def _become(
@@ -308,11 +362,11 @@ def _become(
     prepared: step_process.PreparedStep,
     output: tuple[int, int],
     rules: step_process.Rules,
-    supervisor: socket.socket | None,
+    beside: step_process.Beside,
     told: report.StartReporter,
 ) -> NoReturn:
     try:
-        step_process.become(wanted, prepared, output, rules, supervisor, told)
+        step_process.become(wanted, prepared, output, rules, beside, told)
     except step_process.RefusedError as refused:
         told.refused(refused.code, str(refused))
     except step_process.UnfitError as unfit:
@@ -332,9 +386,13 @@ def _end(running: _Running, kills: _Kills) -> None:
     _, status = os.waitpid(running.pid, 0)
     os.close(running.pidfd)
     told = report.read(running.report)
-    if running.supervisor and os.waitpid(running.supervisor, 0)[1] and not told.unfit:
-        unfit = "the process that records the owners of a step's files has died"
-        told = report.StartReport(unfit=unfit, made=told.made, touched=told.touched)
+    for companion, what in (
+        (running.supervisor, "records the owners of a step's files"),
+        (running.tracer, "traces it"),
+    ):
+        if companion and os.waitpid(companion, 0)[1] and not told.unfit:
+            unfit = f"the process that {what} has died"
+            told = report.StartReport(unfit=unfit, made=told.made, touched=told.touched)
     code = os.waitstatus_to_exitcode(status)
     debug.log("step's process ended", pid_inside=running.pid, status=code)
     killed = -code if code < 0 else 0

@@ -10,6 +10,7 @@ import functools
 import os
 import pwd
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,7 @@ from msgspec.structs import replace
 
 from platforms import binfmt, elf, emulation, probe, syscalls
 from platforms.emulation import Emulation, EmulationMode
-from platforms.errors import EnvironmentUnfit
+from platforms.errors import EnvironmentUnfit, UsageError
 from platforms.host import COMPAT, host
 from platforms.parsing import parse
 from platforms.platform import Platform, normalise
@@ -40,7 +41,7 @@ def forked(work):
     report, child_report = os.pipe()
     if (pid := os.fork()) == 0:
         try:
-            for cached in (emulation._choose, probe.executes, probe.executes_privately):
+            for cached in (emulation._choose, probe.executes, probe.executes_privately, probe.traces):
                 cached.cache_clear()
             text, status = str(work()), 0
         except BaseException:
@@ -432,14 +433,92 @@ def test_without_any_rung_the_error_tells_all_reasons():
         enter()
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
         syscalls.capset(0, 0, 0)
+        refuse_tracing()
         with pytest.raises(EnvironmentUnfit) as caught:
             emulation.emulation(parse("linux/s390x"))
         return caught.value.problem.why + "\n" + caught.value.problem.remedy
 
     why, remedy = forked(work).split("\n")
-    for mode in ("native: this host is", "registered: no handler", "private: unshare", "register: mounting"):
+    for mode in (
+        *("native: this host is", "registered: no handler", "private: unshare", "register: mounting"),
+        "traced: tracing a process: ptrace: Operation not permitted",
+    ):
         assert mode in why
     assert "Linux 6.7" in remedy
+    assert "ptrace(2)" in remedy
+
+
+def refuse_tracing():
+    """Have ptrace(2) fail, as under the seccomp profiles of old container engines."""
+    number = {"x86_64": 101, "aarch64": 117}[os.uname().machine]
+    load, compare, leave = 0x20, 0x15, 0x06
+    lines = ((load, 0, 0, 0), (compare, 0, 1, number), (leave, 0, 0, 0x50001), (leave, 0, 0, 0x7FFF0000))
+    syscalls.no_new_privileges()
+    syscalls.seccomp_filter(b"".join(struct.pack("=HBBI", *each) for each in lines))
+
+
+@ids
+@needs_private
+def test_where_no_handler_can_be_had_steps_are_traced(user):
+    def work():
+        enter(user)
+        Path("/proc/sys/user/max_user_namespaces").write_text("0")
+        syscalls.capset(0, 0, 0)
+        chosen = emulation.emulation(parse("linux/s390x"))
+        return "\n".join((chosen.mode, chosen.interpreter, chosen.why, *chosen.skipped))
+
+    mode, interpreter, why, *skipped = forked(work).split("\n")
+    assert (mode, interpreter) == (EmulationMode.TRACED, binfmt.find_qemu("s390x"))
+    assert why == f"{interpreter} is started by a tracer of each step"
+    assert [each.partition(":")[0] for each in skipped] == ["native", "registered", "private", "register"]
+
+
+@pytest.mark.parametrize("mode", ["private", "traced"])
+def test_a_mode_can_be_asked_for(mode, monkeypatch):
+    if mode == "private" and unprivate():
+        pytest.skip(f"no private binfmt_misc: {unprivate()}")
+    monkeypatch.setenv("KANIFOLD_EMULATION", mode)
+
+    def work():
+        chosen = emulation.emulation(parse("linux/s390x"))
+        return "\n".join((chosen.mode, *chosen.skipped))
+
+    chosen, *skipped = forked(work).split("\n")
+    assert chosen == mode
+    assert f"registered: KANIFOLD_EMULATION is {mode}" in skipped
+
+
+def test_a_mode_that_nobody_knows_cannot_be_asked_for(monkeypatch):
+    monkeypatch.setenv("KANIFOLD_EMULATION", "magic")
+
+    def work():
+        with pytest.raises(UsageError) as caught:
+            emulation.emulation(parse("linux/s390x"))
+        return caught.value.problem.remedy
+
+    assert forked(work) == "use auto, private, register, traced"
+
+
+def test_a_mode_that_is_asked_for_and_impossible_is_an_error(monkeypatch):
+    monkeypatch.setenv("KANIFOLD_EMULATION", "traced")
+
+    def work():
+        refuse_tracing()
+        with pytest.raises(EnvironmentUnfit) as caught:
+            emulation.emulation(parse("linux/s390x"))
+        return caught.value.problem.why
+
+    assert "private: KANIFOLD_EMULATION is traced; register: KANIFOLD_EMULATION is traced; traced: tracing" in forked(
+        work
+    )
+
+
+def test_a_traced_emulator_that_does_not_work_is_not_taken(tmp_path):
+    fake = tmp_path / "qemu-loongarch64"
+    fake.write_bytes(elf.program(host().architecture))
+    fake.chmod(0o755)
+    # It gets its own path, -0, the program's argv[0], its path, and the other six of its arguments.
+    assert probe.emulates("loong64", str(fake)) == "a program of loong64 got 10 arguments instead of 7"
 
 
 # -- handlers of the host, played by a namespace with a binfmt_misc where the host's would be ------------------------

@@ -16,7 +16,8 @@ from executor.sandbox import notified_calls, profile, seccomp, step_process
 from platforms import syscalls
 
 ALLOW, NOTIFY, EPERM, ENOSYS, SUCCEED = 0x7FFF0000, 0x7FC00000, 0x50001, 0x50026, 0x50000
-NEWUSER, NEWNS = 0x10000000, 0x20000
+TRACE = 0x7FF00000
+NEWUSER, NEWNS, UNTRACED = 0x10000000, 0x20000, 0x800000
 ARCHITECTURES = {
     "x86_64": 0xC000003E, "i386": 0x40000003, "aarch64": 0xC00000B7, "arm": 0x40000028, "ppc64le": 0xC0000015,
     "s390x": 0x80000016, "riscv64": 0xC00000F3, "loongarch64": 0xC0000102,
@@ -144,6 +145,25 @@ def test_msync_waits_for_nothing_but_still_checks_its_arguments_when_asynchronou
     program = seccomp.program(machine="x86_64")
     assert decide(program, ARCHITECTURES["x86_64"], 26, 0, 4096, 4) == SUCCEED
     assert decide(program, ARCHITECTURES["x86_64"], 26, 0, 4096, 1) == ALLOW
+
+
+@pytest.mark.parametrize(("machine", "architecture"), SPOKEN)
+@pytest.mark.parametrize("confined", [True, False])
+def test_a_tracer_gets_what_executes_and_what_would_escape_it(machine: str, architecture: str, confined: bool) -> None:
+    program = seccomp.program(confined=confined, machine=machine, traced=seccomp.EXECUTING)
+    audit = ARCHITECTURES[architecture]
+    execve, execveat = (seccomp.numbers(seccomp.EXECUTING, architecture)[name] for name in ("execve", "execveat"))
+    clone, openat = NUMBERS[architecture][1], NUMBERS[architecture][5]
+    known = architecture in ("x86_64", "i386", "aarch64")
+    assert decide(program, audit, execve) == decide(program, audit, execveat) == (TRACE if known else ALLOW)
+    assert decide(program, audit, openat) == ALLOW
+    if known:
+        assert (
+            decide(program, audit, clone, UNTRACED | 0x11) == decide(program, audit, clone, UNTRACED | NEWNS) == TRACE
+        )
+        assert decide(program, audit, clone, 0x11) == ALLOW
+        assert decide(program, audit, clone, NEWNS) == (EPERM if confined else ALLOW)
+    assert decide(seccomp.program(confined=confined, machine=machine), audit, execve) == ALLOW
 
 
 def test_unknown_machines_have_none() -> None:
