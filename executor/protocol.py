@@ -101,12 +101,25 @@ class StepInfo(msgspec.Struct, frozen=True):
     of: decoding.Int64 = 0
 
 
+class StageInfo(msgspec.Struct, frozen=True):
+    """A stage of the build graph, for display."""
+
+    label: str
+    """Its name, or its number if it has none."""
+    needs: tuple[str, ...] = ()
+    """The labels of the stages whose files it uses, each once."""
+    bases: tuple[str, ...] = ()
+    """The images whose files it uses, as written."""
+
+
 class Planned(Message, frozen=True, tag="planned"):
     """The steps of this job; sent once, before the first step starts (ONBUILD may add more)."""
 
     steps: tuple[StepInfo, ...]
     emulation: str = ""
     """How steps run: ``native``, or the name of the emulator."""
+    stages: tuple[StageInfo, ...] = ()
+    """The stages that are needed; () in what ONBUILD adds."""
 
 
 class Started(Message, frozen=True, tag="started"):
@@ -140,6 +153,8 @@ class Finished(Message, frozen=True, tag="finished"):
     cached: bool = False
     error: str = ""
     """Why it failed; "" if it succeeded."""
+    missed: str = ""
+    """Why no result of it was found in a cache; "" if one was, or if that is not known."""
 
 
 class Log(Message, frozen=True, tag="log"):

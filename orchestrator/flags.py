@@ -299,8 +299,9 @@ class BuildFlags(options.Flags):
         metavar="TYPE=FILE",
         read=each(values.report),
         help=(
-            "Write a report, also when the build fails: junit (steps as test cases), dotenv (the digest for later "
-            "jobs), codequality (warnings by line, for GitLab) or markdown."
+            "Write a report, also when the build fails: html (a page with the timeline; FILE.html does as well), junit "
+            "(steps as test cases), dotenv (the digest for later jobs), codequality (warnings by line, for GitLab) or "
+            "markdown."
         ),
     )
     jobs = number("--jobs", "-j", least=0, help="Platforms built at once (default: all).")

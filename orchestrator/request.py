@@ -47,7 +47,7 @@ class Allowed(msgspec.Struct, frozen=True):
     platform: str = ""
 
 
-ReportKind = Literal["junit", "dotenv", "codequality", "markdown", "step-summary"]
+ReportKind = Literal["junit", "dotenv", "codequality", "markdown", "step-summary", "html"]
 """The format of a report; a step summary is Markdown that is appended to the file of a CI system."""
 
 

@@ -380,16 +380,18 @@ def builder(text: str, flag: str) -> None:
 
 
 def report(text: str, flag: str) -> Report:
-    """Parse ``TYPE=FILE``."""
+    """Parse ``TYPE=FILE``, or ``FILE.html``."""
     from executor.dockerfile.suggestions import hint
     from orchestrator.request import Report
 
-    kind, _, path = text.partition("=")
-    known = ("junit", "dotenv", "codequality", "markdown")
+    kind, equals, path = text.partition("=")
+    if not equals and text.lower().endswith((".html", ".htm")):
+        kind, path = "html", text
+    known = ("html", "junit", "dotenv", "codequality", "markdown")
     if not path:
         raise UsageError(f"{flag} {text!r} is not TYPE=FILE", remedy=f"types are {', '.join(known)}")
     match kind:
-        case "junit" | "dotenv" | "codequality" | "markdown":
+        case "html" | "junit" | "dotenv" | "codequality" | "markdown":
             return Report(kind, writable(path, flag))
         case _:
             raise UsageError(

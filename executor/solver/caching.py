@@ -7,7 +7,7 @@ the others use its result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -24,6 +24,9 @@ from executor.solver.treename import Observed
 from executor.store import locks
 from platforms import debug
 from platforms.errors import ContextError
+
+if TYPE_CHECKING:
+    from executor.solver.cache_miss import CacheMiss
 
 
 class ImageLayers(Protocol):
@@ -59,6 +62,8 @@ class SolvedStep(msgspec.Struct, frozen=True):
     entry: CacheEntry
     made: Layer | None = None
     """The layer if the step was made now; None if it was found."""
+    missed: str = ""
+    """Why it was made."""
 
 
 class CachedStep(msgspec.Struct, frozen=True):
@@ -110,7 +115,8 @@ class StepCache:
         A ``fresh`` step is not taken from a cache, unless another job of this build has made it. The layer of a step
         that is ``in_image`` is packed as soon as it is made.
         """
-        key = step_key(step.key(self._inputs.add("step")), self._job)
+        seen = step.key(self._inputs.add("step"))
+        key = step_key(seen, self._job)
         # 1. The key, in the store.
         entry = self._look_up(step, key, fresh=fresh)
         if entry is not None:
@@ -125,13 +131,13 @@ class StepCache:
             # 3. The key by content, which reads files, in the store and in the remote caches.
             observed = step.content_key()
             if observed is None:
-                return self._make(step, (key,), in_image=in_image)
+                return self._make(step, (key,), self._miss(step, seen, fresh=fresh), in_image=in_image)
             content_key = step_key(observed, self._job)
             entry = self._look_up(step, content_key, fresh=fresh)
             if entry is None:
                 entry = self._import(step, content_key, fresh=fresh)
             if entry is None:
-                return self._make(step, (key, content_key), in_image=in_image)
+                return self._make(step, (key, content_key), self._miss(step, seen, fresh=fresh), in_image=in_image)
             if not entry.imported:
                 cache.put_entry(self._store, key.local, entry, step.text)
             return SolvedStep((key, content_key), entry)
@@ -188,7 +194,14 @@ class StepCache:
         cache.put_imported_entry(store, key.remote, source.name, outcome, step.text)
         return outcome
 
-    def _make(self, step: Step, known: tuple[StepKey, ...], *, in_image: bool) -> SolvedStep:
+    def _miss(self, step: Step, seen: Observed, *, fresh: bool) -> CacheMiss:
+        """Return what is known of why ``step``, which observes ``seen``, has to be made."""
+        from executor.solver import cache_miss  # a build that is cached whole does without
+
+        times = (self._job.epoch, self._job.latest)
+        return cache_miss.compare(self._store, step, treename.local(seen), times, fresh=fresh)
+
+    def _make(self, step: Step, known: tuple[StepKey, ...], miss: CacheMiss, *, in_image: bool) -> SolvedStep:
         """Make ``step`` and record it under the keys ``known``."""
         made = step.make()
         entry = CacheEntry(made.result, self._services.now(), self._job.build)
@@ -201,7 +214,8 @@ class StepCache:
             self._services.background.submit(layer.snapshot)
         for each in known:
             cache.put_entry(self._store, each.local, entry, step.text)
-        return SolvedStep(known, entry, layer)
+        miss.record(self._store)
+        return SolvedStep(known, entry, layer, miss.reason)
 
     def _is_ours(self, found: CacheEntry) -> bool:
         """Whether a job of this build has made the step."""

@@ -56,6 +56,22 @@ class CopyStep(msgspec.Struct, frozen=True):
         ]
         return f"{' '.join(words)} # buildkit"
 
+    @property
+    def title(self) -> str:
+        return self.instruction.original
+
+    key_parts: ClassVar[tuple[str, ...]] = (
+        "the files below",
+        "the destination",
+        "the owner",
+        "the mode",
+        "what is excluded",
+        "--link",
+        "--parents",
+        "--unpack",
+        "the files",
+    )
+
     def key(self, input_: Input) -> Observed:
         instruction = self.instruction
         input_.mark_static()  # the sources have inputs of their own

@@ -159,6 +159,21 @@ def base_of(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], name
     return _image(image, stage.location)
 
 
+def described(dockerfile: Dockerfile, needed: Graph, named: Named) -> tuple[protocol.StageInfo, ...]:
+    """Return the ``needed`` stages with what they use, for display."""
+    found: list[protocol.StageInfo] = []
+    for index in needed.stages:
+        stage = dockerfile.stages[index]
+        origins = [needed.bases[index]]
+        for instruction in stage.instructions:
+            origins += origins_of(dockerfile, instruction, index, named)
+        stages = (dockerfile.stages[each.index].label for each in origins if isinstance(each, FromStage))
+        images = (each.name for each in origins if isinstance(each, FromImage))
+        info = protocol.StageInfo(stage.label, tuple(dict.fromkeys(stages)), tuple(dict.fromkeys(images)))
+        found.append(info)
+    return tuple(found)
+
+
 def replaced(dockerfile: Dockerfile, stage: Stage, scope: Mapping[str, str], named: Named) -> bool:
     """Whether a named context replaces ``stage``, so that its instructions are not run."""
     return bool(named.names and named.find_stage(stage.name, _own_platform(dockerfile, stage, scope)))

@@ -56,9 +56,9 @@ class Progress:
         """End a step that does not count as found or made (a base image)."""
         self._tell(protocol.Finished(clock.number, self._stop(clock)))
 
-    def finish(self, clock: Clock, *, cached: bool) -> None:
-        """End a step that was found in a cache (``cached``) or made."""
-        self._tell(protocol.Finished(clock.number, self._stop(clock), cached))
+    def finish(self, clock: Clock, *, cached: bool, missed: str = "") -> None:
+        """End a step that was found in a cache (``cached``) or made, because it was ``missed`` in caches."""
+        self._tell(protocol.Finished(clock.number, self._stop(clock), cached, missed=missed))
         with self._lock:
             if cached:
                 self.cached += 1

@@ -63,6 +63,25 @@ class RunStep(msgspec.Struct, frozen=True):
         options = self.job.options.steps
         return _asked_network(options, self.instruction) or options.default_network
 
+    @property
+    def title(self) -> str:
+        return self.instruction.original
+
+    key_parts: ClassVar[tuple[str, ...]] = (
+        "the files below",
+        "the platform",
+        "the command",
+        "the environment",
+        "the working directory",
+        "the user",
+        "the network of the instruction",
+        "the network of the build",
+        "the security mode",
+        "the host name",
+        "an option of steps",
+        "what it mounts",
+    )
+
     def key(self, input_: Input) -> Observed:
         input_.mark_static()  # the mounts have inputs of their own
         return self._observed(self.mounts.key)

@@ -80,7 +80,8 @@ class Solver:
 
     def solve(self) -> State:
         """Return the final state of the target."""
-        self._announce(self._numbers.steps)
+        stages = graph.described(self._plan.dockerfile, self._plan.graph, self._plan.named)
+        self._services.tell(protocol.Planned(self._numbers.steps, self._services.how, stages))
         threads = [
             threading.Thread(target=self._quietly, args=(index,), name=f"stage-{index}", daemon=True)
             for index in self._plan.graph.stages
@@ -205,7 +206,7 @@ class Solver:
             if not faults.is_full(error):  # else the job may be started again with more room
                 self._progress.fail(clock, error)
             raise
-        self._progress.finish(clock, cached=found.made is None)
+        self._progress.finish(clock, cached=found.made is None, missed=found.missed)
         layer = self._cache.layer(step, found, in_image=in_image)
         return replace(
             states.noted(step.state, step.text, layer=True, created=found.entry.created),

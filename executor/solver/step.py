@@ -52,6 +52,16 @@ class Step(Protocol):
         """
         ...
 
+    @property
+    def title(self) -> str:
+        """The instruction as written, by which the same step of an earlier build is found."""
+        ...
+
+    @property
+    def key_parts(self) -> tuple[str, ...]:
+        """What the parts of ``key`` after its kind are, for users; the last but one stands for any number of parts."""
+        ...
+
     def key(self, input_: Input) -> Observed:
         """Return everything that the step can observe. Has to account for ``input_``, else the result is not
         cacheable."""

@@ -33,6 +33,12 @@ class WorkdirStep(msgspec.Struct, frozen=True):
     def text(self) -> str:
         return f"WORKDIR {self.state.workdir}"
 
+    @property
+    def title(self) -> str:
+        return self.text
+
+    key_parts: ClassVar[tuple[str, ...]] = ("the files below", "the directory", "the user")
+
     def key(self, input_: Input) -> Observed:
         input_.mark_static()
         return "workdir", self.state.tree, self.state.workdir, self.state.config.user

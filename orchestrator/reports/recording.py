@@ -38,6 +38,10 @@ def renderer(kind: ReportKind) -> Render:
             from orchestrator.reports import step_summary
 
             return step_summary.render
+        case "html":
+            from orchestrator.reports import html_page
+
+            return html_page.render
         case _:
             assert_never(kind)
 

@@ -30,6 +30,8 @@ WAITS: Final = 16
 """Maximum number of waits for registries."""
 OPEN_TRANSFERS: Final = 64
 """Maximum number of transfers that are tracked for each direction; also of finished ones that are remembered."""
+LAYERS: Final = 512
+"""Maximum number of layers of an image, and of what a stage uses, that are kept."""
 _HERE: Final = "local"
 """The name of this machine where it is one of several nodes; else it is not named."""
 RATE_SECONDS: Final = 2.0
@@ -60,6 +62,8 @@ class StepState(msgspec.Struct, frozen=True):
     """The last lines of its output; dropped when it succeeds."""
     spoke: float = 0.0
     """Time of its last line."""
+    missed: str = ""
+    """Why its result was not found in a cache (``protocol.Finished``)."""
     waits: str = ""
     """What it waits for (``protocol.Held``); "" while it runs."""
     since: float = 0.0
@@ -136,6 +140,9 @@ class PlatformState(msgspec.Struct, frozen=True):
     problem: Problem | None = None
     digest: str = ""
     size: int = 0
+    stages: tuple[protocol.StageInfo, ...] = ()
+    layers: tuple[tuple[str, int], ...] = ()
+    """Digests and compressed sizes of the layers of the image, from the lowest."""
 
     @property
     def over(self) -> bool:
@@ -365,17 +372,25 @@ def _fold_message(old: PlatformState, message: protocol.Message, at: float) -> P
             return _waits(old, step, clean_line(what), at)
         case protocol.Finished():
             return _finished(old, message, at)
-        case protocol.Planned(steps=steps, emulation=emulation):
-            return _planned(old, steps, clean_line(emulation))
+        case protocol.Planned(steps=steps, emulation=emulation, stages=stages):
+            planned = _planned(old, steps, clean_line(emulation))
+            return replace(planned, stages=tuple(map(_clean_stage, stages))) if stages else planned
         case protocol.Handshake(isolation=isolation):
             return replace(old, isolation=clean_line(isolation))
         case protocol.Result():
             counts = (message.cached, message.ran)
             cached, ran = counts if any(counts) else (old.cached, old.ran)
-            return replace(old, digest=clean_line(message.manifest.digest), size=message.size, cached=cached, ran=ran)
+            layers = tuple((clean_line(each.digest), each.size) for each in message.layers[:LAYERS])
+            digest = clean_line(message.manifest.digest)
+            return replace(old, digest=digest, size=message.size, cached=cached, ran=ran, layers=layers)
         case protocol.Failed(problem=problem):
             return replace(old, problem=problem)
     return old
+
+
+def _clean_stage(stage: protocol.StageInfo) -> protocol.StageInfo:
+    needs, bases = (tuple(map(clean_line, each[:LAYERS])) for each in (stage.needs, stage.bases))
+    return protocol.StageInfo(clean_line(stage.label), needs, bases)
 
 
 def _planned(old: PlatformState, steps: tuple[protocol.StepInfo, ...], emulation: str) -> PlatformState:
@@ -425,7 +440,8 @@ def _finished(old: PlatformState, message: protocol.Finished, at: float) -> Plat
     status = StepStatus.FAILED if message.error else well
     seconds = message.seconds or (step.at_work(at) if step.started else 0.0)
     tail = step.tail if status is StepStatus.FAILED else ()
-    new = replace(step, status=status, seconds=seconds, error=clean_line(message.error), tail=tail, waits="")
+    error, missed = clean_line(message.error), clean_line(message.missed)
+    new = replace(step, status=status, seconds=seconds, error=error, missed=missed, tail=tail, waits="")
     counts = bool(step.step.number) and step.status in (StepStatus.WAITING, StepStatus.RUNNING)
     return replace(
         old,

@@ -377,7 +377,7 @@ def test_a_join_says_what_it_has_written(tmp_path: Path, monkeypatch: pytest.Mon
         assert wanted in page.text
 
 
-@pytest.mark.parametrize("word", ["junit", "=x", "html=x", "junit=/nowhere/x"])
+@pytest.mark.parametrize("word", ["junit", "=x", "pdf=x", "junit=/nowhere/x"])
 def test_a_report_that_is_none_is_refused(word: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--report"):
         cli.main(["build", str(tmp_path), "--check", "--report", word], standalone_mode=False)
