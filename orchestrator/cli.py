@@ -192,6 +192,17 @@ def du(root: str, verbose: bool, filters: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.option("--root", metavar="DIR", default="", shell_complete=complete_directories, help="The store to look at.")
+@click.option("-n", "--count", type=click.IntRange(1), default=10, help="How many builds (default: 10).")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def history(root: str, count: int, as_json: bool) -> None:
+    """Show the last builds of this store: what they made, how long they took, and their reports."""
+    from orchestrator import history_command
+
+    history_command.show(root, count, as_json=as_json)
+
+
+@cli.command()
 @click.option("--root", metavar="DIR", default="", shell_complete=complete_directories, help="The store to clean.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Remove all that no running build uses.")
 @click.option("-f", "--force", is_flag=True, expose_value=False, help="Accepted from habit: there is no question.")

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from executor.store import policy
 from executor.store.store import default_root
 from orchestrator import build as building
-from orchestrator import session
+from orchestrator import build_history, session
 from orchestrator.build import PlatformsFailedError
 from orchestrator.nodes.local_node import LocalNode
 from orchestrator.nodes.node import Node
@@ -78,7 +78,7 @@ def _build_and_collect(request: BuildRequest, plan: BuildPlan | None, nodes: tup
     """Build on ``nodes`` and return the exit status; then collect garbage in the store, unless it was interrupted."""
     root = os.path.abspath(request.options.root or default_root())
     wanted = policy.load(root)
-    status = _build_displayed(request, plan, nodes, connect)
+    status = _build_displayed(root, request, plan, nodes, connect)
     if status != Interrupted.exit_code:
         from orchestrator import store_gc
 
@@ -86,12 +86,18 @@ def _build_and_collect(request: BuildRequest, plan: BuildPlan | None, nodes: tup
     return status
 
 
-def _build_displayed(request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect) -> int:
-    """Build on ``nodes`` with a display and a trace, print the digest, and return the exit status."""
+def _build_displayed(
+    root: str, request: BuildRequest, plan: BuildPlan | None, nodes: tuple[Node, ...], connect: Connect
+) -> int:
+    """Build on ``nodes`` with a display and a trace, print the digest, and return the exit status.
+
+    The build is recorded in the history of the store ``root``.
+    """
     with (
         open_display(request.progress) as display,
         traced(request.trace, display.emit) as traced_emit,
-        reported(request.reports, traced_emit) as emit,
+        reported(request.reports, traced_emit) as reported_emit,
+        build_history.recorded(root, request.reports, reported_emit) as emit,
     ):
         try:
             with descriptors_needed():

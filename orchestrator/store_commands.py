@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from executor.store import prune as pruning
 from executor.store.prune import UsageInfo
 from executor.store.store import open_store
-from orchestrator import fields
+from orchestrator import build_history, fields
 from orchestrator.view.stdout import print_line
 from orchestrator.view.units import size as shown
 from platforms.errors import EnvironmentUnfit, UsageError
@@ -49,6 +49,8 @@ def prune(root: str, everything: bool, keep_storage: str, filters: Sequence[str]
             filters=filters,
             all=everything,
         )
+        if everything and not filters:
+            build_history.clear(store.root)
     for kind, count, total in _sums(done.removed):
         print_line(f"{kind:<12} {count:>7}  {shown(total):>10}")
     print_line(f"freed {shown(done.freed)}")

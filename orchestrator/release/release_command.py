@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from executor.registry import auth
 from executor.store import policy
 from executor.store.store import default_root
-from orchestrator import metadata_file, session
+from orchestrator import build_history, metadata_file, session
 from orchestrator.build import PlatformsFailedError
 from orchestrator.nodes.local_node import LocalNode
 from orchestrator.nodes.node import Node
@@ -201,7 +201,7 @@ def _built_and_collected(running: _Running) -> int:
     """Run the release and return the exit status; then collect garbage in the store, unless it was interrupted."""
     root = os.path.abspath(running.first.options.root or default_root())
     wanted = policy.load(root)
-    status = _displayed(running)
+    status = _displayed(root, running)
     if status != Interrupted.exit_code:
         from orchestrator import store_gc
 
@@ -209,15 +209,19 @@ def _built_and_collected(running: _Running) -> int:
     return status
 
 
-def _displayed(running: _Running) -> int:
-    """Run the release with a display, print the digests, and return the exit status."""
+def _displayed(root: str, running: _Running) -> int:
+    """Run the release with a display, print the digests, and return the exit status.
+
+    It is recorded in the history of the store ``root``.
+    """
     from orchestrator import command
 
     request = running.first
     with (
         open_display(request.progress) as display,
         command.traced(request.trace, display.emit) as traced_emit,
-        command.reported(request.reports, traced_emit) as emit,
+        command.reported(request.reports, traced_emit) as reported_emit,
+        build_history.recorded(root, request.reports, reported_emit) as emit,
     ):
         try:
             with command.descriptors_needed():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from conftest import Base, Kanifold
@@ -33,3 +34,11 @@ def test_the_report_names_what_has_changed(kanifold: Kanifold, busybox: Base) ->
     assert changed["COPY f /f"] == "changed: the files"
     assert changed["RUN cat /f"] == "changed: the files below"
     assert set(why("--build-arg", "WHO=b", "--no-cache").values()) == {"the cache was not to be used"}
+
+    builds = json.loads(kanifold("history", "--json").out)
+    assert len(builds) == 5
+    assert {each["outcome"] for each in builds} == {"built"}
+    assert all(each["reports"] == [str(report)] for each in builds)
+    assert (builds[1]["ran"], builds[3]["cached"]) == (4, 5)
+    kanifold("prune", "--all", "--force")
+    assert "no build is recorded" in kanifold("history").out
