@@ -192,6 +192,20 @@ def du(root: str, verbose: bool, filters: tuple[str, ...]) -> None:
 
 
 @cli.command()
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option(
+    "-o", "--output", metavar="FILE", default="", help="Where to write, - for stdout (default: kanifold.yaml)."
+)
+@click.option("--var", "given", metavar="NAME=VALUE", multiple=True, help="The value of a variable of the files.")
+@click.option("-f", "--force", is_flag=True, help="Replace the file if it is there.")
+def convert(files: tuple[str, ...], output: str, given: tuple[str, ...], force: bool) -> None:
+    """Write bake files and Compose files as a release file (kanifold.yaml) with the same plan."""
+    from orchestrator.release import convert_command, release_flags
+
+    convert_command.convert(files, release_flags.variables(given, "--var"), output, force=force)
+
+
+@cli.command()
 @click.option("--root", metavar="DIR", default="", shell_complete=complete_directories, help="The store to look at.")
 @click.option("-n", "--count", type=click.IntRange(1), default=10, help="How many builds (default: 10).")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")

@@ -437,7 +437,7 @@ target "matrix" {
   inherits = ["_second"]
   target = os
   args = { VERSION = v.number }
-  tags = concat(["m:${os}-${v.number}"], v.extra)
+  tags = concat(["m:${os}-${v.number}"], [for each in v.extra : "m:${each}-${os}"])
 }
 target "user" {
   contexts = { m = "target:m-alpine-1_0" }

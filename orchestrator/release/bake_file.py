@@ -22,34 +22,13 @@ from orchestrator.release.model import Release, ReleaseImage
 from platforms import regular
 from platforms.errors import Location, UsageError, printable
 from platforms.host import host
-from platforms.paths import below
 
-COMPOSE_NAMES: Final = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
-DEFAULT_NAMES: Final = (
-    *COMPOSE_NAMES,
-    "docker-bake.json",
-    "docker-bake.hcl",
-    "docker-bake.override.json",
-    "docker-bake.override.hcl",
-)
-"""The files that are read if none is named, in their order."""
 FILE_LIMIT: Final = 1 << 20
 """Maximum size of a file in bytes."""
 _DEPTH_LIMIT: Final = 64
 """Through how many others a target may inherit."""
 _REMOTE: Final = ("http://", "https://", "git://", "ssh://", "git@", "github.com/")
 _YAML: Final = (".yml", ".yaml")
-
-
-def handles(path: str) -> bool:
-    """Tell by its name whether ``path`` is a bake file or a Compose file."""
-    name = os.path.basename(path).lower()
-    return name.endswith((".hcl", ".json")) or name in COMPOSE_NAMES or name.startswith(("compose.", "docker-compose."))
-
-
-def found_in(directory: str) -> tuple[str, ...]:
-    """Return the files of ``DEFAULT_NAMES`` that are in ``directory``."""
-    return tuple(each for each in DEFAULT_NAMES if os.path.isfile(below(directory, each)))
 
 
 def read(paths: Sequence[str], variables: Mapping[str, str], overrides: Sequence[str]) -> Release:

@@ -39,7 +39,7 @@ class ReleaseFlags(options.Flags):
         "--file",
         metavar="FILE",
         complete=options.complete_files,
-        help="The release file (default: kanifold.yaml).",
+        help="The release file, a bake file or a Compose file (default: kanifold.yaml, else what bake finds).",
     )
     push = switch(
         "--push", help="Push all images that were named. Tags move only when every image is built and tested."
@@ -165,8 +165,7 @@ class ReleasePlan(msgspec.Struct, frozen=True):
 def plan(given: Mapping[str, Any], names: tuple[str, ...], environ: Mapping[str, str]) -> ReleasePlan:
     """Return the plan of the command line of which click has ``given`` this. Raises ``KanifoldError``."""
     flags = ReleaseFlags(given)
-    release = release_sources.read(flags.file, flags.variables, environ)
-    release = overrides.apply(release, flags.overrides)
+    release = release_sources.read(flags.file, flags.variables, environ, flags.overrides)
     if flags.job or flags.join:
         return _part(flags, release, names)
     selected = build_order.select(release, names, flags.only)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.release import bake_file
+from orchestrator.release import bake_file, bake_names
 from orchestrator.release.model import Release, ReleaseImage
 from platforms.errors import UsageError
 
@@ -227,11 +227,11 @@ def test_a_hostile_compose_file_is_refused(text: str) -> None:
 
 def test_files_are_known_by_their_names() -> None:
     yes = ("docker-bake.hcl", "a/x.HCL", "docker-bake.override.json", "compose.yaml", "docker-compose.prod.yml")
-    assert all(map(bake_file.handles, yes))
-    assert not any(map(bake_file.handles, ("kanifold.yaml", "release.yml")))
+    assert all(map(bake_names.handles, yes))
+    assert not any(map(bake_names.handles, ("kanifold.yaml", "release.yml")))
 
 
 def test_the_files_of_a_directory_are_found_in_their_order() -> None:
     for name in ("docker-bake.override.hcl", "docker-bake.hcl", "compose.yml", "other.hcl"):
         Path(name).write_text("")
-    assert bake_file.found_in(".") == ("compose.yml", "docker-bake.hcl", "docker-bake.override.hcl")
+    assert bake_names.found_in(".") == ("compose.yml", "docker-bake.hcl", "docker-bake.override.hcl")
