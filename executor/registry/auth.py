@@ -27,6 +27,8 @@ from executor.registry.reference import DOCKER_HUB
 from platforms import debug, decoding
 from platforms.errors import EnvironmentUnfit, RegistryError, printable
 
+OWN_CREDENTIALS: Final = "KANIFOLD_OWN_CREDENTIALS"
+"""The variable that, if it is not empty, lets an executor elsewhere use the credentials of its machine."""
 FILE_LIMIT: Final = 4 << 20
 """Maximum size of a credentials file in bytes."""
 HELPER_SECONDS: Final = 60
@@ -105,6 +107,12 @@ def docker_keychain() -> Keychain:
         return None
 
     return lookup
+
+
+def own_keychain() -> Keychain:
+    """Return the keychain of an executor on another machine than its orchestrator: docker's files there, where the
+    machine was given some for builds (``OWN_CREDENTIALS``); else one without credentials."""
+    return docker_keychain() if os.environ.get(OWN_CREDENTIALS) else anonymous
 
 
 _Helper = Callable[[str, str, str], Credential | None]

@@ -82,9 +82,9 @@ class Client:
         """Pairs of target and source repository between which the user may not mount blobs."""
         self._session = RegistrySession(self.settings, keychain, options=options, cancel=cancel, tell=tell)
 
-    def borrow(self, lend: Lend) -> None:
-        """Use loans in place of credentials. To be called before the first request."""
-        self._session.borrow(lend)
+    def borrow(self, lend: Lend, own: Keychain = anonymous) -> None:
+        """Use loans where the keychain ``own`` has no credential. To be called before the first request."""
+        self._session.borrow(lend, own)
 
     def close(self) -> None:
         """Close all connections; transfers in other threads raise ``Interrupted`` at once."""

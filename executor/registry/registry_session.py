@@ -234,9 +234,9 @@ class RegistrySession:
         self._report_warnings(reply)
         return reply
 
-    def borrow(self, lend: Lend) -> None:
-        """Use loans in place of credentials. To be called before the first request."""
-        self._authenticator = Authenticator(self.transport, self.settings, anonymous, lend)
+    def borrow(self, lend: Lend, own: Keychain = anonymous) -> None:
+        """Use loans where the keychain ``own`` has no credential. To be called before the first request."""
+        self._authenticator = Authenticator(self.transport, self.settings, own, lend)
 
     def lend(self, endpoint: Endpoint, scopes: frozenset[str], *, fresh: bool) -> Loan | None:
         """Return what a client on another machine needs for ``scopes`` (``Authenticator.lend``)."""

@@ -149,13 +149,15 @@ class _CachedToken(msgspec.Struct):
     challenge: Challenge | None = None
     credentials: dict[str, Credential | None] = msgspec.field(default_factory=dict)
     """By repository: users may have several accounts at one registry."""
+    lent: dict[str, Credential] = msgspec.field(default_factory=dict)
+    """User names and passwords that were lent, by repository."""
     tokens: dict[tuple[str, frozenset[str]], tuple[str, float]] = msgspec.field(default_factory=dict)
 
 
 class Authenticator:
     """Answers the challenges of registries, and caches tokens. Thread-safe.
 
-    With ``lend``, loans take the place of credentials.
+    With ``lend``, loans are used where the keychain has no credential.
     """
 
     def __init__(
@@ -172,7 +174,8 @@ class Authenticator:
         """Whether the keychain has a credential for ``party``."""
         known = self._known(party.registry)
         with known.lock:
-            return bool(known.tokens) if self._lend is not None else self._credential(known, party) is not None
+            lent = self._lend is not None and bool(known.tokens)
+            return lent or self._credential(known, party) is not None
 
     def lend(self, party: Party, scopes: frozenset[str], challenge: Callable[[], str], *, fresh: bool) -> Loan | None:
         """Return what a client on another machine needs for ``scopes``; None without a credential.
@@ -247,9 +250,9 @@ class Authenticator:
     def _answer(self, known: _CachedToken, party: Party, scopes: frozenset[str], *, fresh: bool = False) -> str:
         challenge = known.challenge
         assert challenge is not None
-        if self._lend is not None:
-            return self._borrowed(known, party, scopes, fresh=fresh)
         credential = self._credential(known, party)
+        if self._lend is not None and credential is None:
+            return self._borrowed(known, party, scopes, fresh=fresh)
         if credential is not None and credential.registry_token:
             return f"Bearer {credential.registry_token}"
         if challenge.scheme == "basic":
@@ -280,15 +283,15 @@ class Authenticator:
         held = known.tokens.get((party.repository, scopes))
         if held is not None and held[1] > time.monotonic() and not basic:
             return f"Bearer {held[0]}"
-        if basic and known.credentials.get(party.repository) is not None and not fresh:
-            return _basic(known.credentials[party.repository] or Credential())
+        if basic and party.repository in known.lent and not fresh:
+            return _basic(known.lent[party.repository])
         loan = self._lend(party.registry, party.repository, scopes, fresh)
         if loan is None:
             return "" if basic else self._requested(known, known.challenge, party, scopes, None)
         if loan.token:
             known.tokens[party.repository, scopes] = (loan.token, time.monotonic() + loan.seconds)
             return f"Bearer {loan.token}"
-        known.credentials[party.repository] = found = Credential(loan.username, loan.password)
+        known.lent[party.repository] = found = Credential(loan.username, loan.password)
         return _basic(found) if basic else ""  # not to a token service that the orchestrator has not seen
 
     def _request(

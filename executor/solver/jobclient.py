@@ -11,7 +11,7 @@ import msgspec
 from executor import protocol
 from executor.conversation import Conversation
 from executor.image.manifest import Descriptor, Index, Manifest
-from executor.registry.auth import Credential, Loan
+from executor.registry.auth import Credential, Loan, own_keychain
 from executor.registry.client import Client
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.reference import Reference
@@ -41,7 +41,7 @@ class JobClient(Client):
     ) -> None:
         super().__init__(job.options.registries, self._credential, cancel=cancellation.event, tell=self._notice)
         if job.lends:
-            self.borrow(self._loan)
+            self.borrow(self._loan, own_keychain())
         self._conversation = conversation
         self._inputs = inputs
         cancellation.future.add_done_callback(self._close_soon)

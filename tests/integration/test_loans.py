@@ -25,6 +25,7 @@ from token_service import TokenService, access, token_registry
 
 from executor import protocol
 from executor.protocol import BuildOptions, CacheExport, CacheInRegistry
+from executor.registry import auth
 from executor.registry.auth import Credential, Loan
 from executor.registry.client import Client
 from executor.registry.reference import parse as reference
@@ -105,8 +106,8 @@ def test_a_node_is_lent_tokens_for_its_job_and_no_password(
 def test_a_password_is_lent_to_registries_without_a_token_service(login: Login, busybox: Base, tmp_path: Path) -> None:
     (tmp_path / "registry").mkdir()
     (tmp_path / "registry" / "htpasswd").write_text(HTPASSWD + "\n")
-    auth = f"{{htpasswd: {{realm: crabs, path: {tmp_path / 'registry' / 'htpasswd'}}}}}"
-    with docker_registry(tmp_path / "registry", auth=auth) as host:
+    wanted = f"{{htpasswd: {{realm: crabs, path: {tmp_path / 'registry' / 'htpasswd'}}}}}"
+    with docker_registry(tmp_path / "registry", auth=wanted) as host:
         sent = login.build(host, busybox, RegistrySettings())
     assert sent.count(b'"password"') == sent.count(PASSWORD.encode()) <= 3, "once for each repository"
 
@@ -130,6 +131,36 @@ def test_a_refused_token_is_lent_anew(tokened: tuple[str, Served, TokenService],
             client.check_push(reference(f"{host}/team/app"))
     assert asked[:2] == [False, True]  # then to cancel the upload, for which the registry wants another scope
     assert service.uses
+
+
+def test_a_machine_with_an_account_of_its_own_borrows_only_for_other_repositories(
+    tokened: tuple[str, Served, TokenService],
+) -> None:
+    host, tokens, _ = tokened
+    settings = RegistrySettings(token_services=((host, (tokens.host,)),))
+    asked: list[str] = []
+
+    def lend(registry: str, repository: str, scopes: frozenset[str], fresh: bool) -> None:
+        asked.append(repository)
+
+    def own(name: str) -> Credential | None:
+        return Credential(USER, PASSWORD) if name == f"{host}/team/app" else None
+
+    with Client(settings) as client:
+        client.borrow(lend, own)
+        client.check_push(reference(f"{host}/team/app"))
+        assert asked == []
+        with pytest.raises(RegistryError):
+            client.check_push(reference(f"{host}/team/other"))
+    assert set(asked) == {"team/other"}
+
+
+def test_only_a_machine_that_was_given_an_account_for_builds_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"auths": {"reg.example": {"auth": AUTH}}}))
+    monkeypatch.delenv(auth.OWN_CREDENTIALS, raising=False)
+    assert auth.own_keychain()("reg.example/a") is None
+    monkeypatch.setenv(auth.OWN_CREDENTIALS, "1")
+    assert auth.own_keychain()("reg.example/a") == Credential(USER, PASSWORD)
 
 
 JOB = protocol.Job(

@@ -71,6 +71,7 @@ def test_options_become_fields() -> None:
     assert volumes["store"]["persistentVolumeClaim"] == {"claimName": "cache-arm64"}
     assert volumes["registry-credentials"]["secret"]["secretName"] == "creds"
     assert {"name": "DOCKER_CONFIG", "value": "/etc/kanifold/docker"} in container["env"]
+    assert {"name": "KANIFOLD_OWN_CREDENTIALS", "value": "1"} in container["env"]
 
 
 def test_the_profile_restricted_is_what_pod_security_asks_for() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from executor import __version__, relay
+from executor.registry import auth
 from orchestrator.nodes.kubernetes import strategic_merge
 from orchestrator.nodes.kubernetes.address import KubernetesAddress, Toleration
 from platforms.errors import UsageError
@@ -162,7 +163,7 @@ def _container(address: KubernetesAddress) -> dict[str, Any]:
         {"name": _TEMPORARY_VOLUME, "mountPath": "/tmp"},
     ]
     if address.registry_secret:
-        environment["DOCKER_CONFIG"] = _CREDENTIALS
+        environment |= {"DOCKER_CONFIG": _CREDENTIALS, auth.OWN_CREDENTIALS: "1"}
         mounts.append({"name": _CREDENTIALS_VOLUME, "mountPath": _CREDENTIALS, "readOnly": True})  # type: ignore[dict-item]
     found: dict[str, Any] = {
         "name": CONTAINER,
