@@ -98,7 +98,7 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     ids, mounts = 1, False
     try:
         mode, ids = isolated().mode, isolated().uid_limit
-        mounts = mode is not IsolationMode.CHROOT
+        mounts = mode not in isolation.SUPERVISED_MODES
         debug.log("isolation", mode=mode.value)
         if job.options.isolation not in ("", mode):
             raise EnvironmentUnfit(
@@ -123,7 +123,10 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
     elif unavailable is None:
         from executor.supervised import supervised_runner
 
-        found, steps = supervised_runner.emulated(found), supervised_runner.start()
+        if mode is IsolationMode.ANSWERED:
+            steps = supervised_runner.start_answered(found)
+        else:
+            found, steps = supervised_runner.emulated(found), supervised_runner.start()
     else:
         steps = unavailable
     return Task(conversation, job, plan, found, steps, mounts=mounts, ids=ids)

@@ -185,8 +185,9 @@ class BuildFlags(options.Flags):
         read=values.isolation,
         help=(
             "How steps are isolated: as root (namespaces), in a user namespace with a range of ids (mapped) or one id "
-            "(single), or as root in a chroot (chroot); auto, the default, is the first of these that works. Images do "
-            "not depend on it. Also: $KANIFOLD_ISOLATION, which executors elsewhere have their own of."
+            "(single), as root in a chroot (chroot), or as any user by a supervisor that answers their system calls "
+            "(answered); auto, the default, is the first of these that works. Images do not depend on it. Also: "
+            "$KANIFOLD_ISOLATION, which executors elsewhere have their own of."
         ),
     )
     cgroup_parent = text(

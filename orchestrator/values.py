@@ -301,7 +301,7 @@ def snapshotter(text: str, _flag: str) -> SnapshotterKind:
             raise UsageError(f"KANIFOLD_SNAPSHOTTER={other!r} is neither auto, overlay nor plain")
 
 
-ISOLATION: Final = ("auto", "namespaces", "mapped", "single", "chroot")
+ISOLATION: Final = ("auto", "namespaces", "mapped", "single", "chroot", "answered")
 """``auto``, and the isolation modes (``executor.sandbox.isolation``, which is not loaded for this)."""
 
 

@@ -16,6 +16,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Final
 
 # -- clone, unshare, setns: linux/sched.h ----------------------------------------------------------------------------
@@ -379,6 +380,11 @@ def _open_by_components(dirfd: int, path: str, flags: int, mode: int) -> int:
             os.close(opened)
 
 
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None:
+    """Rename ``old`` in the directory ``old_dir`` to ``new`` in ``new_dir``, with the flags of renameat2(2)."""
+    _call("renameat2", os.fsdecode(old), old_dir, old, new_dir, new, flags)
+
+
 def statx(dirfd: int, path: bytes, flags: int = 0, mask: int = STATX_BASIC_STATS) -> bytes:
     """Return the ``struct statx`` of ``path`` (linux/stat.h), 256 bytes."""
     buffer = bytearray(STATX_SIZE)
@@ -459,6 +465,18 @@ def file_system_type(path: str) -> int:
     return int(struct.unpack_from("=I", buffer)[0])  # the lower half on 64-bit architectures, which are little-endian
 
 
+def fstatfs(fd: int) -> bytes:
+    """Return the ``struct statfs`` of the file system of ``fd`` (statfs(2)), as this machine's kernel has it."""
+    buffer = bytearray(120)
+    _call("fstatfs", "", fd, buffer)
+    return bytes(buffer)
+
+
+def utimensat(path: bytes, times: bytes | None) -> None:
+    """Set the times of ``path``: two struct timespec, or None for the present (utimensat(2))."""
+    _call("utimensat", os.fsdecode(path), AT_FDCWD, path, times if times is None else bytearray(times), 0)
+
+
 def syncfs(fd: int) -> None:
     """Write the file system of ``fd`` to its disk; raises on a write error (Linux 5.8)."""
     _, ctypes = _libc()
@@ -492,6 +510,15 @@ def close_range(first: int, last: int = 0xFFFFFFFF, flags: int = 0) -> None:
 def prctl(option: int, a: int | bytes = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     """prctl(2)."""
     return _call("prctl", "", option, a, b, c, d)
+
+
+def signal_descriptor(numbers: Sequence[int]) -> int:
+    """Return a descriptor that signals of these ``numbers``, which must be blocked, are read from (signalfd(2)).
+
+    Each is a structure of 128 bytes that begins with its number, 32 bits.
+    """
+    mask = sum(1 << (number - 1) for number in numbers)
+    return _call("signalfd", "", -1, bytearray(struct.pack("=Q", mask).ljust(128, b"\0")), os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def die_with_parent(signal: int = 9) -> None:
@@ -599,6 +626,8 @@ LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET: Final = 1 << 0
 LANDLOCK_SCOPE_SIGNAL: Final = 1 << 1
 _LANDLOCK_RIGHTS: Final = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """How many rights to files there are, by the ABI version; not more since."""
+_LANDLOCK_ACCESS_FS_EXECUTE: Final = 1 << 0
+_LANDLOCK_ACCESS_FS_READ_FILE: Final = 1 << 2
 _LANDLOCK_ACCESS_FS_MAKE_BLOCK: Final = 1 << 11
 _LANDLOCK_ACCESS_FS_REFER: Final = 1 << 13
 _LANDLOCK_RULE_PATH_BENEATH: Final = 1
@@ -654,6 +683,27 @@ def _restrict_below_root(rights: int, scopes: int) -> None:
         _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, "", ruleset, 0)
     finally:
         os.close(root)
+        os.close(ruleset)
+
+
+def landlock_execute_only(places: Sequence[str], scopes: int) -> None:
+    """Restrict this process and its children to a domain in which they can open and execute what is at and below
+    ``places``, and no other path; with ``scopes`` as well (``landlock_scope``). Raises OSError without Landlock.
+
+    Descriptors that were opened outside of the domain are not affected. Requires what ``landlock_scope`` does.
+    """
+    version = landlock_version()
+    handled = (1 << _LANDLOCK_RIGHTS.get(version, max(_LANDLOCK_RIGHTS.values()))) - 1
+    rights = _LANDLOCK_ACCESS_FS_EXECUTE | _LANDLOCK_ACCESS_FS_READ_FILE
+    ruleset = _landlock_ruleset(handled, 0, scopes) if scopes else _landlock_ruleset(handled)
+    try:
+        for place in places:
+            top = os.open(place, os.O_PATH | os.O_CLOEXEC)
+            below = bytearray(struct.pack("=Qi", rights, top))
+            _syscall("landlock_add_rule", _NR_LANDLOCK_ADD_RULE, "", ruleset, _LANDLOCK_RULE_PATH_BENEATH, below, 0)
+            os.close(top)
+        _syscall("landlock_restrict_self", _NR_LANDLOCK_RESTRICT_SELF, "", ruleset, 0)
+    finally:
         os.close(ruleset)
 
 

@@ -13,6 +13,7 @@ from executor.sandbox import IsolationMode
 from platforms import syscalls
 
 _CHROOT = pytest.param("chroot", marks=pytest.mark.slow)
+_ANSWERED = pytest.param("answered", marks=pytest.mark.slow)
 OTHERWISE_IN_A_CHROOT = {
     "of its processes": (
         "test_the_program_is_process_one_and_alone", "test_nothing_is_left_of_what_mounts_needed",
@@ -42,15 +43,32 @@ OTHERWISE_IN_A_CHROOT = {
 """What a step in a chroot has, or has not, and the tests that therefore say nothing of it."""
 
 
+OTHERWISE_WHERE_CALLS_ARE_ANSWERED = {
+    "of its processes": ("test_the_program_is_process_one_and_alone",),
+    "no privileges": ("test_insecure_has_what_we_have", "test_sync_calls_succeed_at_once"),
+    "no limits of file systems in memory": (
+        "test_devices", "test_tmpfs", "test_the_next_step_needs_not_have_the_shape_of_the_last",
+    ),
+    "/sys as the machine has it": ("test_masked_directories_are_empty", "test_kernel_settings_are_read_only"),
+    "no overlay": ("test_the_diff_is_what_the_step_changed",),
+    "no mounts": (
+        "test_bind_by_descriptor", "test_a_part_of_a_bind_that_is_missing", "test_mounts_that_cannot_be_made",
+        "test_any_number_of_mount_points_is_taken_back", "test_secret",
+    ),
+}  # fmt: skip
+"""The same of a step whose path calls are answered."""
+_OTHERWISE = {"chroot": OTHERWISE_IN_A_CHROOT, "answered": OTHERWISE_WHERE_CALLS_ARE_ANSWERED}
+
+
 @pytest.fixture(autouse=True)
-def _observable_in_a_chroot(request: pytest.FixtureRequest) -> None:
-    """Skip tests of what a step in a chroot does otherwise."""
+def _observable_without_namespaces(request: pytest.FixtureRequest) -> None:
+    """Skip tests of what a step without namespaces does otherwise."""
     callspec = getattr(request.node, "callspec", None)
-    if callspec is None or "chroot" not in callspec.params.values():
-        return
-    for why, names in OTHERWISE_IN_A_CHROOT.items():
-        if request.node.originalname in names:
-            pytest.skip(f"a step in a chroot has {why}")
+    modes = set(_OTHERWISE).intersection(map(str, callspec.params.values())) if callspec is not None else ()
+    for mode in modes:
+        for why, names in _OTHERWISE[mode].items():
+            if request.node.originalname in names:
+                pytest.skip(f"a step in the mode {mode} has {why}")
 
 
 @pytest.fixture(scope="session")
@@ -103,14 +121,20 @@ def chroot_sandbox(_busybox: None) -> Iterator[SandboxProcess]:
         yield sandbox
 
 
-@pytest.fixture(scope="session", params=["root", "private", "mapped", "single", _CHROOT])
+@pytest.fixture(scope="session")
+def answered_sandbox(_busybox: None, _user_without_ids: User) -> Iterator[SandboxProcess]:
+    with opened(_user_without_ids, mode="answered") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session", params=["root", "private", "mapped", "single", _CHROOT, _ANSWERED])
 def sandbox(request: pytest.FixtureRequest) -> SandboxProcess:
     """The same test on every mode."""
     found: SandboxProcess = request.getfixturevalue(f"{request.param}_sandbox")
     return found
 
 
-@pytest.fixture(scope="session", params=["root", "mapped", "single", _CHROOT])
+@pytest.fixture(scope="session", params=["root", "mapped", "single", _CHROOT, _ANSWERED])
 def either_sandbox(request: pytest.FixtureRequest) -> SandboxProcess:
     """The same test as root and as an ordinary user, where the user namespace of root adds nothing."""
     found: SandboxProcess = request.getfixturevalue(f"{request.param}_sandbox")

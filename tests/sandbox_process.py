@@ -32,6 +32,7 @@ import executor.sandbox.zygote
 import executor.supervised.supervised_runner
 import platforms.emulation
 from executor.sandbox import Ended, Isolation, IsolationMode, Launcher, Running, Spec, enter, start
+from executor.sandbox.isolation import SUPERVISED_MODES
 from executor.sandbox.roots import written
 from executor.snapshotter.rootfs import Directory, Overlay
 from executor.step_options import StepOptions
@@ -185,14 +186,22 @@ def _live(line: socket.socket, base: Path, emulation: Emulation | None, mode: st
         _send(line, answer)
 
 
+def _launcher(mode: IsolationMode, emulation: Emulation | None) -> Launcher:
+    match mode:
+        case IsolationMode.ANSWERED:
+            return executor.supervised.supervised_runner.start_answered()
+        case IsolationMode.CHROOT:
+            return executor.supervised.supervised_runner.start()
+    return start(emulation)
+
+
 class Inside:
     """The part in the sandbox process."""
 
     def __init__(self, base: Path, emulation: Emulation | None, mode: str = "") -> None:
         self.base = base
         self.entered = enter(mode)
-        in_chroot = self.entered.mode is IsolationMode.CHROOT
-        self.launcher: Launcher = executor.supervised.supervised_runner.start() if in_chroot else start(emulation)
+        self.launcher = _launcher(self.entered.mode, emulation)
         self._count = 0
         self._before: dict[str, dict[str, str]] = {}
         """What was in directories before steps that write to them in place."""
@@ -223,7 +232,7 @@ class Inside:
 
     def writable(self, rootfs: Overlay) -> Overlay | Directory:
         """``rootfs`` with directories to write to; in a chroot a directory with copies of all files."""
-        if self.entered.mode is IsolationMode.CHROOT:
+        if self.entered.mode in SUPERVISED_MODES:
             return Directory(str(self._copied(rootfs.lower)))
         return replace(rootfs, upper=str(self.fresh("upper")), work=str(self.fresh("work")))
 

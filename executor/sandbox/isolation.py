@@ -6,6 +6,7 @@ In the order in which they are tried:
     mapped       as an ordinary user: the same within a user namespace, with the user's range of subordinate ids
     single       as an ordinary user without such a range: one id only; changes of ownership are recorded, not made
     chroot       as root of a container without any of these: a chroot with a supervisor (``executor.supervised``)
+    answered     as any user, without any privilege: a supervisor answers the system calls that take a path
 
 A user can ask for one (``requested``). ``enter`` changes this process irreversibly and requires it to have a single
 thread, so it is called first.
@@ -35,6 +36,11 @@ class IsolationMode(StrEnum):
     MAPPED = "mapped"
     SINGLE = "single"
     CHROOT = "chroot"
+    ANSWERED = "answered"
+
+
+SUPERVISED_MODES: Final = (IsolationMode.CHROOT, IsolationMode.ANSWERED)
+"""Those in which neither this process nor a step mounts anything (``executor.supervised``)."""
 
 
 class Isolation(msgspec.Struct, frozen=True):
@@ -59,6 +65,9 @@ _CHROOT_NEEDS: Final = {
     "CAP_SETGID": syscalls.CAP_SETGID,
     "CAP_KILL": syscalls.CAP_KILL,
 }
+_TRACEABLE: Final = ("x86_64", "aarch64")
+_ALL_IDS: Final = (1 << 32) - 1
+_NEWER: Final = "run on Linux 5.19 or later (SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)"
 _SCOPES: Final = 6
 """The Landlock ABI version with scopes."""
 SUPERVISED: Final = syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER | syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
@@ -229,6 +238,36 @@ def _confine() -> None:
     syscalls.seccomp_filter(_ALLOW_ALL, SUPERVISED)
 
 
+def _answered() -> int:
+    """Check what steps need whose path calls are answered; nothing is entered."""
+    if os.uname().machine not in _TRACEABLE:
+        raise ModeUnavailableError(f"the registers of {os.uname().machine} are not known", unfit_remedy())
+    for check, what in ((_trace, "tracing a process"), (_listen, "a seccomp filter with a listener")):
+        if why := in_child(check):
+            remedy = _NEWER if check is _listen and os.strerror(errno.EINVAL) in why else unfit_remedy()
+            raise ModeUnavailableError(f"{what}: {why}", remedy)
+    return _ALL_IDS
+
+
+def _listen() -> None:
+    """Install the filter of a step. Raises OSError: EINVAL before Linux 5.19."""
+    syscalls.no_new_privileges()
+    syscalls.seccomp_filter(_ALLOW_ALL, SUPERVISED)
+
+
+def _trace() -> None:
+    """Trace a child, and read its memory. Raises OSError."""
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    try:
+        syscalls.ptrace(syscalls.PTRACE_SEIZE, child, 0, syscalls.PTRACE_O_EXITKILL)
+        os.close(os.open(f"/proc/{child}/mem", os.O_RDWR | os.O_CLOEXEC))
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def in_child(function: Callable[[], None]) -> str:
     """Call ``function`` in a child of this process; return its OSError, or ""."""
     read, write = os.pipe()
@@ -252,6 +291,7 @@ _MODES: Final[dict[IsolationMode, Callable[[], int]]] = {
     IsolationMode.MAPPED: _mapped,
     IsolationMode.SINGLE: _single,
     IsolationMode.CHROOT: _chroot,
+    IsolationMode.ANSWERED: _answered,
 }
 
 

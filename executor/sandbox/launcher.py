@@ -83,7 +83,9 @@ class Running:
 class Launcher:
     """Runs steps, also several at once. Thread-safe."""
 
-    def __init__(self, zygote_pid: int, control: socket.socket, complaint: int) -> None:
+    def __init__(self, zygote_pid: int, control: socket.socket, complaint: int, *, recorded: bool = False) -> None:
+        """``recorded``: whether the processes that run steps write the records of their root directories."""
+        self._all_recorded = recorded
         self._zygote = zygote_pid
         self._control = control
         self._complaint = open(complaint, encoding="utf-8", errors="replace")  # noqa: SIM115 - until stop()
@@ -183,7 +185,7 @@ class Launcher:
 
     def _supervised(self, spec: Spec) -> bool:
         """Whether a supervisor records the owners of the step's files."""
-        return self.single and not spec.uid and not spec.gid
+        return self._all_recorded or (self.single and not spec.uid and not spec.gid)
 
     def _death(self) -> EnvironmentUnfit:
         """Return why the zygote has died."""

@@ -33,6 +33,7 @@ _ADD: Final = 0x40182103
 _SET_FLAGS: Final = 0x40082104
 _SYNC_WAKE_UP: Final = 1
 _CONTINUE: Final = 1
+_ADD_AT: Final = 1
 _ADD_AND_SEND: Final = 2
 _NO_MORE: Final = bytes(_NOTIFICATION.size)
 
@@ -71,16 +72,20 @@ class Listener:
 
     def receive(self) -> SystemCall | None:
         """Wait for the next call. None when no process uses the filter any more."""
-        while True:
-            if not self._poll.poll()[0][1] & select.POLLIN:
-                return None
-            self._buffer[:] = _NO_MORE  # as the kernel requires
-            try:
-                fcntl.ioctl(self.fd, _RECEIVE, self._buffer)
-            except OSError:  # the caller was killed
-                continue
-            identity, pid, _, number, architecture, _, *arguments = _NOTIFICATION.unpack(self._buffer)
-            return SystemCall(identity, pid, *self._calls[architecture, number], tuple(arguments))
+        while self._poll.poll()[0][1] & select.POLLIN:
+            if (call := self.take()) is not None:
+                return call
+        return None
+
+    def take(self) -> SystemCall | None:
+        """Return the next call, where poll(2) has told that there is one. None if its caller was killed."""
+        self._buffer[:] = _NO_MORE  # as the kernel requires
+        try:
+            fcntl.ioctl(self.fd, _RECEIVE, self._buffer)
+        except OSError:
+            return None
+        identity, pid, _, number, architecture, _, *arguments = _NOTIFICATION.unpack(self._buffer)
+        return SystemCall(identity, pid, *self._calls[architecture, number], tuple(arguments))
 
     # -- answers: nothing happens if the caller was killed meanwhile ---------------------------------------------------
 
@@ -99,12 +104,24 @@ class Listener:
     def add_descriptor(self, call: SystemCall, fd: int, flags: int = 0) -> None:
         """Let ``call`` return a new descriptor of the caller for what ``fd`` refers to. Of ``flags``, O_CLOEXEC counts.
 
-        Linux 5.14. The kernel adds no O_PATH descriptors. Where it adds none, the call fails with its errno.
+        Linux 5.14. The kernel adds no O_PATH descriptors. Where it adds none, the call fails with its errno. No signal
+        may have a handler or end this process meanwhile: the call would return 0.
         """
         try:
             fcntl.ioctl(self.fd, _ADD, _ADDITION.pack(call.identity, _ADD_AND_SEND, fd, 0, flags & os.O_CLOEXEC))
         except OSError as failed:
             self.answer(call, error=failed.errno or errno.EINVAL)
+
+    def give_descriptor(self, call: SystemCall, fd: int, flags: int = 0) -> int:
+        """Give the caller a descriptor for what ``fd`` refers to, without an answer; return its number. Raises
+        OSError."""
+        addition = bytearray(_ADDITION.pack(call.identity, 0, fd, 0, flags & os.O_CLOEXEC))
+        number: int = fcntl.ioctl(self.fd, _ADD, addition)
+        return number
+
+    def replace_descriptor(self, call: SystemCall, fd: int, number: int, flags: int = 0) -> None:
+        """Let the caller's descriptor ``number`` refer to what ``fd`` refers to, without an answer. Raises OSError."""
+        fcntl.ioctl(self.fd, _ADD, _ADDITION.pack(call.identity, _ADD_AT, fd, number, flags & os.O_CLOEXEC))
 
     # -- the caller and its memory -------------------------------------------------------------------------------------
 

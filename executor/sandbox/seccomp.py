@@ -93,7 +93,7 @@ _TRACEABLE: Final = ("x86_64", "i386", "aarch64")
 _IOCTL: Final = """\
 ioctl               16   54   29   54   54   54   29
 """
-_SUBVOLUMES: Final = (0x9401, 0x940E, 0x9417, 0x9418)
+SUBVOLUMES: Final = (0x9401, 0x940E, 0x9417, 0x9418)
 """ioctl(2) requests that make btrfs subvolumes and snapshots (linux/btrfs.h), possible in a cache directory. Their
 owner can make them read-only, so that they cannot be removed."""
 
@@ -214,7 +214,7 @@ def _actions(architecture: str, rules: Rules, confined: bool, traced: str) -> li
         for number in profile.ABSENT.get(architecture, ()):
             verdicts[number] = ABSENT
         for number in numbers(_IOCTL, architecture).values():
-            verdicts[number] = _none_of(_SUBVOLUMES)
+            verdicts[number] = no_request(SUBVOLUMES)
     for number, what in rules.items():
         verdicts[number] = what
     if traced:
@@ -245,7 +245,7 @@ def _one_of(conditions: tuple[tuple[int, str, int], ...]) -> tuple[Line, ...]:
     return (*lines, *DENY, *ALLOW)
 
 
-def _none_of(requests: tuple[int, ...]) -> tuple[Line, ...]:
+def no_request(requests: tuple[int, ...]) -> tuple[Line, ...]:
     """Deny an ioctl(2) with one of ``requests``."""
     tests = tuple((JEQ, len(requests) - index, 0, each) for index, each in enumerate(requests))
     return ((LD, 0, 0, argument(1)), (AND, 0, 0, _REQUEST), *tests, *ALLOW, *DENY)

@@ -31,11 +31,15 @@ class FileStatus(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     device: DeviceNumber | None
+    permissions: int | None = None
+    """The recorded ones; None for those of ``found``."""
 
     @property
     def mode(self) -> int:
         """``st_mode``."""
         mode = self.found.st_mode
+        if self.permissions is not None:
+            mode = stat.S_IFMT(mode) | self.permissions
         return mode if self.device is None else stat.S_IMODE(mode) | _KINDS[self.device.letter]
 
     @property

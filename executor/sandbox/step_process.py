@@ -625,5 +625,18 @@ def _execute(starter: int, program: str, argv: tuple[str, ...], env: tuple[str, 
         raise RefusedError(NOT_EXECUTABLE, why) from error
 
 
+def start_program(program: str, spec: Spec) -> NoReturn:
+    """execve ``program`` where nothing of the host can be reached by it. Raises RefusedError if it cannot be
+    started."""
+    try:
+        os.execve(program, spec.argv, environment(spec.env))
+    except OSError as error:
+        code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        raise RefusedError(code, f"exec {program}: {error_text(error.errno or 0)}") from error
+    except ValueError as error:
+        why = f"exec {program}: an argument or a variable cannot be passed to a program: {error}"
+        raise RefusedError(NOT_EXECUTABLE, why) from error
+
+
 def environment(env: tuple[str, ...]) -> dict[str, str]:
     return dict(each.partition("=")[::2] for each in env)

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from executor.sandbox import isolation, launcher
-from executor.sandbox.isolation import IsolationMode
+from executor.sandbox.isolation import SUPERVISED_MODES, IsolationMode
 from executor.sandbox.spec import Spec
 from executor.snapshotter.rootfs import Directory, Overlay, Rootfs
 from platforms import elf, syscalls, threads
@@ -61,7 +61,7 @@ def _try_mode(mode: IsolationMode) -> tuple[str, str]:
     """Return why ``mode`` cannot be used, and the remedy; both "" if it can. Changes this process."""
     try:
         isolation.climb(mode)
-        return _run_step_in_chroot() if mode is IsolationMode.CHROOT else _run_step(), ""
+        return (_run_step() if mode not in SUPERVISED_MODES else _run_supervised_step(mode)), ""
     except isolation.ModeUnavailableError as unusable:
         return unusable.why, unusable.remedy
     except EnvironmentUnfit as unfit:
@@ -80,7 +80,7 @@ def _run_step() -> str:
     return _result(launcher.start(), Overlay((layer,), upper, work))
 
 
-def _run_step_in_chroot() -> str:
+def _run_supervised_step(mode: IsolationMode) -> str:
     """As ``_run_step``, in a temporary directory."""
     import tempfile
 
@@ -89,7 +89,8 @@ def _run_step_in_chroot() -> str:
     with tempfile.TemporaryDirectory() as place:
         os.mkdir(root := f"{place}/root", 0o755)
         _write_program(root)
-        return _result(supervised_runner.start(), Directory(root))
+        steps = supervised_runner.start_answered() if mode is IsolationMode.ANSWERED else supervised_runner.start()
+        return _result(steps, Directory(root))
 
 
 def _write_program(directory: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from executor.sandbox import cgroup, seccomp, step_process
 from executor.sandbox.isolation import SUPERVISED
-from executor.sandbox.report import NOT_EXECUTABLE, NOT_FOUND, NOT_SET_UP, StartReporter, error_text
+from executor.sandbox.report import NOT_SET_UP, StartReporter
 from executor.sandbox.spec import SecretFile
 from executor.sandbox.step_process import CAPABILITIES, NO_ID, RefusedError
 from executor.supervised import chroot_calls
@@ -95,14 +95,7 @@ def become(
     supervisor.close()
 
     # 4. The program.
-    try:
-        os.execve(program, spec.argv, step_process.environment(spec.env))
-    except OSError as error:
-        code_ = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        raise RefusedError(code_, f"exec {program}: {error_text(error.errno or 0)}") from error
-    except ValueError as error:
-        why = f"exec {program}: an argument or a variable cannot be passed to a program: {error}"
-        raise RefusedError(NOT_EXECUTABLE, why) from error
+    step_process.start_program(program, spec)
 
 
 def _null() -> int:

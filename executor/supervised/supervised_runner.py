@@ -5,17 +5,21 @@ What it returns is the ``Launcher`` of ``executor.sandbox``: requests, answers a
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from executor.sandbox.launcher import Launcher
-from executor.supervised import supervised_zygote
-from platforms import debug, syscalls, threads
+from executor.supervised import reaper, supervised_zygote
+from platforms import binfmt, debug, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import EnvironmentUnfit
+
+if TYPE_CHECKING:
+    from executor.supervised.supervised_zygote import StepMain
 
 
 def emulated(found: Emulation | EnvironmentUnfit) -> Emulation | EnvironmentUnfit:
@@ -29,21 +33,39 @@ def emulated(found: Emulation | EnvironmentUnfit) -> Emulation | EnvironmentUnfi
     )
 
 
-def start() -> Launcher:
-    """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread."""
+def start_answered(found: Emulation | EnvironmentUnfit | None = None) -> Launcher:
+    """As ``start``, for steps whose path calls are answered. ``found``: how programs of the platform run here; None
+    for those of this machine.
+
+    From now on no other process of this user can trace this one, or read its memory and environment.
+    """
+    from executor.supervised import answered_step
+
+    emulator = ("", "")
+    if isinstance(found, Emulation) and found.emulated:
+        emulator = found.architecture, found.interpreter or binfmt.find_qemu(found.architecture) or ""
+    syscalls.set_dumpable(False)
+    return start(functools.partial(answered_step.serve, emulator=emulator), recorded=True)
+
+
+def start(main: StepMain = reaper.serve, *, recorded: bool = False) -> Launcher:
+    """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread.
+
+    Each step is run by ``main``; ``recorded``: which writes the records of its root directory.
+    """
     threads.check_single("start the process that build steps are forked from")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     complaint_read, complaint_write = os.pipe()
     pid = syscalls.fork(0)
     if pid == 0:
-        _be_zygote(theirs)
+        _be_zygote(theirs, main)
     theirs.close()
     os.close(complaint_write)
     debug.log("process started", name="kanifold-steps", pid=pid)
-    return Launcher(pid, ours, complaint_read)
+    return Launcher(pid, ours, complaint_read, recorded=recorded)
 
 
-def _be_zygote(control: socket.socket) -> NoReturn:
+def _be_zygote(control: socket.socket, main: StepMain) -> NoReturn:
     try:
         syscalls.die_with_parent()
         syscalls.set_name("kanifold-steps")
@@ -52,7 +74,7 @@ def _be_zygote(control: socket.socket) -> NoReturn:
         keep_only(control.fileno())
         for each in (signal.SIGINT, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
-        supervised_zygote.serve(control)
+        supervised_zygote.serve(control, main)
     except BaseException:
         import traceback
 

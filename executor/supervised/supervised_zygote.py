@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from executor.sandbox import spec
@@ -23,10 +24,13 @@ from platforms import debug, syscalls
 from platforms.descriptors import receive_fds
 
 _PACKET: Final = 1 << 17
+StepMain = Callable[[spec.Spec, socket.socket, tuple[int, int]], NoReturn]
+"""Runs a step, and answers on the socket. The descriptors are its stdout and stderr."""
 
 
-def serve(control: socket.socket) -> NoReturn:
-    """Serve requests until the other end of ``control`` is closed or this process is told to end; then exit."""
+def serve(control: socket.socket, main: StepMain = reaper.serve) -> NoReturn:
+    """Serve requests, each step by ``main`` in a new process, until the other end of ``control`` is closed or this
+    process is told to end; then exit."""
     wake, woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     for each in (signal.SIGTERM, signal.SIGCHLD):
@@ -56,10 +60,10 @@ def serve(control: socket.socket) -> NoReturn:
             if not packet:
                 _end(reapers)
             if packet == RUN:
-                reapers.add(_start(control, fds))
+                reapers.add(_start(control, fds, main))
 
 
-def _start(control: socket.socket, fds: list[int]) -> int:
+def _start(control: socket.socket, fds: list[int], main: StepMain) -> int:
     reply = socket.socket(fileno=fds[0])
     try:
         pid = syscalls.fork(0)
@@ -67,7 +71,7 @@ def _start(control: socket.socket, fds: list[int]) -> int:
             control.close()
             with open(fds[1], "rb") as file:
                 wanted = spec.unpack(file.read(), fds[4:])
-            reaper.serve(wanted, reply, (fds[2], fds[3]))
+            main(wanted, reply, (fds[2], fds[3]))
     finally:
         reply.close()
         for fd in fds[1:]:

@@ -1,0 +1,230 @@
+"""Attack 83: a step whose path calls are answered reaches files, sockets or processes of the user that it runs as."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from sandbox_process import Done, Inside, Node, SandboxProcess
+
+PERL = shutil.which("perl") or ""
+NUMBERS = {
+    "x86_64": {
+        "openat": 257, "openat2": 437, "fchdir": 81, "linkat": 265, "ptrace": 101, "process_vm_readv": 310, "kill": 62,
+        "tgkill": 234, "rt_sigqueueinfo": 129, "pidfd_open": 434, "prlimit64": 302, "sched_setaffinity": 203,
+        "setpriority": 141, "fcntl": 72, "mknodat": 259, "mount": 165, "unshare": 272, "setns": 308, "chroot": 161,
+        "pivot_root": 155, "open_by_handle_at": 304, "name_to_handle_at": 303, "io_uring_setup": 425,
+        "open_tree": 428, "userfaultfd": 323, "kcmp": 312, "inotify_add_watch": 254, "setxattrat": 463, "nosuch": 999,
+    },
+    "aarch64": {
+        "openat": 56, "openat2": 437, "fchdir": 50, "linkat": 37, "ptrace": 117, "process_vm_readv": 270, "kill": 129,
+        "tgkill": 131, "rt_sigqueueinfo": 138, "pidfd_open": 434, "prlimit64": 261, "sched_setaffinity": 122,
+        "setpriority": 140, "fcntl": 25, "mknodat": 33, "mount": 40, "unshare": 97, "setns": 268, "chroot": 51,
+        "pivot_root": 41, "open_by_handle_at": 265, "name_to_handle_at": 264, "io_uring_setup": 425,
+        "open_tree": 428, "userfaultfd": 282, "kcmp": 272, "inotify_add_watch": 27, "setxattrat": 463, "nosuch": 999,
+    },
+}.get(os.uname().machine, {})  # fmt: skip
+
+pytestmark = [
+    pytest.mark.skipif(not PERL, reason="no perl (Debian: perl-base)"),
+    pytest.mark.skipif(not NUMBERS, reason="system call numbers of this machine are not known here"),
+]
+
+SECRET = "token-of-the-executor"
+
+
+@pytest.fixture(scope="module")
+def perl(answered_sandbox: SandboxProcess) -> str:
+    """A layer with perl and its modules, which makes any system call."""
+    libraries = subprocess.run(["ldd", PERL], check=True, capture_output=True, text=True).stdout
+    nodes: dict[str, Node] = {"bin/perl": ("x", "755", PERL)}
+    for path in re.findall(r"(/\S+)", libraries):
+        nodes[path[1:]] = ("x", "755", path)
+    return answered_sandbox.plant(nodes)
+
+
+@pytest.fixture(scope="module")
+def outside(answered_sandbox: SandboxProcess) -> Iterator[Path]:
+    """A directory that the executor's user may read and write, with a secret and two sockets."""
+    place = Path(answered_sandbox.call(_place))
+    with socket.socket(socket.AF_UNIX) as stream, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        for each, name in ((stream, "stream"), (datagrams, "datagrams")):
+            each.bind(str(place / name))
+            (place / name).chmod(0o777)
+        stream.listen()
+        yield place
+
+
+def _place(inside: Inside) -> str:
+    place = inside.fresh("outside")
+    (place / "secret").write_text(SECRET)
+    os.environ["REGISTRY_TOKEN"] = SECRET
+    return str(place)
+
+
+def attack(sandbox: SandboxProcess, perl: str, script: str, values: Mapping[str, object] = {}, **spec: object) -> Done:
+    """Run a perl script in a step. ``sys("name", …)`` makes a system call and prints its name and errno, or "done"."""
+    numbers = ", ".join(f"{name} => {number}" for name, number in NUMBERS.items())
+    given = "".join(f'my ${name} = "{value}"; ' for name, value in values.items())
+    head = f"$| = 1; my %n = ({numbers}); {given}" + (
+        "sub sys { my $name = shift; $! = 0; my @given = @_; my $got = syscall($n{$name}, @given);"
+        ' print "$name ", ($got < 0 ? $! + 0 : "done"), "\\n"; $got }\n'
+    )
+    done = sandbox.run("/bin/perl", "-e", head + script, layers=(perl, sandbox.busybox), **spec)
+    assert done.ended.error == "", done
+    return done
+
+
+def test_no_path_leads_out(answered_sandbox: SandboxProcess, perl: str, outside: Path) -> None:
+    script = r"""
+    my $up = "/.." x 20;
+    symlink("$up$place/secret", "/link"); symlink("/proc/self/root$up$place/secret", "/magic");
+    symlink("/proc/self/cwd$up$place/secret", "/here");
+    for my $path ("$place/secret", "$up$place/secret", "/proc/self/root$up$place/secret", "/proc/1/root$place/secret",
+                  "/proc/self/cwd$up$place/secret", "/proc/thread-self/root$place/secret", "/link", "/magic", "/here",
+                  "/proc/@{[getppid]}/root$place/secret", "/proc/@{[getppid]}/cwd$place/secret") {
+      open(my $file, "<", $path) and print "read: ", <$file>;
+    }
+    for my $start ("/", "/proc", "/proc/self", "/proc/self/fd", "/dev", "/sys", "/sys/kernel") {
+      my $top = "$start\0"; my $fd = syscall($n{openat}, -100, $top, 0x10000 | 0200000);
+      for my $rest ("..$up$place/secret", "root$place/secret", "../root$place/secret", "$fd$up$place/secret") {
+        my $path = "$rest\0"; my $got = syscall($n{openat}, $fd, $path, 0);
+        print "opened $start $rest\n" if $got >= 0;
+        my $how = pack("QQQ", 0, 0, 0); $got = syscall($n{openat2}, $fd, $path, $how, 24);
+        print "opened2 $start $rest\n" if $got >= 0;
+        syscall($n{fchdir}, $fd); open(my $file, "<", $rest) and print "read: ", <$file>; chdir "/";
+        my $name = "/stolen\0"; syscall($n{linkat}, $fd, $path, -100, $name, 0) >= 0 and print "linked\n";
+      }
+    }
+    print "end\n";
+    """
+    assert attack(answered_sandbox, perl, script, {"place": outside}).out == "end\n"
+
+
+def test_no_other_call_leads_to_files(answered_sandbox: SandboxProcess, perl: str) -> None:
+    script = """
+    my $path = "/etc\\0"; my $space = "\\0" x 512;
+    for my $name (qw(mount unshare setns chroot pivot_root open_by_handle_at name_to_handle_at io_uring_setup open_tree
+                     userfaultfd kcmp inotify_add_watch setxattrat nosuch)) {
+      sys($name, $path, $space, $space, 0, 0);
+    }
+    """
+    out = attack(answered_sandbox, perl, script).out
+    assert "done" not in out
+    assert len(out.splitlines()) == 14
+
+
+def test_it_reaches_no_process_outside(answered_sandbox: SandboxProcess, perl: str) -> None:
+    script = r"""
+    for my $pid ($executor + 0, getppid) {
+      my $space = "\0" x 4096; my $iov = pack("PQ", $space, 4096);
+      my $limit = pack("QQ", 1, 1); my $mask = pack("Q", 1);
+      sys("process_vm_readv", $pid, $iov, 1, $iov, 1, 0);
+      sys("ptrace", 0x4206, $pid, 0, 0);
+      sys("kill", $pid, $_) for 0, 9, 19;
+      sys("tgkill", $pid, $pid, 9);
+      sys("rt_sigqueueinfo", $pid, 9, $space);
+      sys("pidfd_open", $pid, 0);
+      sys("prlimit64", $pid, 7, $limit, 0);
+      sys("sched_setaffinity", $pid, 8, $mask);
+      sys("setpriority", 0, $pid, 19);
+      pipe(my $read, my $write); sys("fcntl", fileno($read), 8, $pid); sys("fcntl", fileno($read), 10, 9);
+      for my $name (qw(environ mem maps status cwd root fd)) { print "proc done\n" if -e "/proc/$pid/$name" }
+    }
+    kill 9, -1; kill 9, -$executor;
+    print "still here\n";
+    """
+    out = attack(answered_sandbox, perl, script, {"executor": answered_sandbox.pid}).out
+    assert "done" not in out
+    assert out.endswith("still here\n")
+    assert answered_sandbox.run("true").ended.code == 0, "the executor lives"
+
+
+def test_sockets_lead_nowhere(answered_sandbox: SandboxProcess, perl: str, outside: Path) -> None:
+    """Not even those that other calls make, on which the kernel would execute connect(2) and bind(2)."""
+    script = r"""
+    my $stream = pack("Sa108", 1, "$place/stream"); my $datagrams = pack("Sa108", 1, "$place/datagrams");
+    my $new = pack("Sa108", 1, "$place/new");
+    for my $kind (1, 2, 5) {
+      socket(my $one, 1, $kind, 0); socketpair(my $two, my $three, 1, $kind, 0);
+      for my $each ($one, $two, $three) {
+        for my $to ($stream, $datagrams) { connect($each, $to) and print "connected $kind\n" }
+        bind($each, $new) and print "bound $kind\n";
+      }
+    }
+    socket(my $named, 1, 1, 0); connect($named, pack("Sa*", 1, "\0$name")) and print "connected by name\n";
+    print "end\n";
+    """
+    with socket.socket(socket.AF_UNIX) as named:
+        named.bind("\0kanifold-test")
+        named.listen()
+        assert attack(answered_sandbox, perl, script, {"place": outside, "name": "kanifold-test"}).out == "end\n"
+    assert not (outside / "new").exists()
+
+
+def test_devices_that_it_makes_cannot_be_opened(answered_sandbox: SandboxProcess, perl: str) -> None:
+    script = r"""
+    for ([0060600, 254 << 8], [0020600, (1 << 8) | 1], [0020600, (1 << 8) | 5]) {
+      my ($mode, $number) = @$_; my $path = "/device\0"; unlink "/device";
+      sys("mknodat", -100, $path, $mode, $number);
+      open(my $file, "<", "/device") and print "opened\n";
+    }
+    """
+    assert attack(answered_sandbox, perl, script).out == "mknodat done\n" * 3
+
+
+def test_what_it_replaces_while_it_is_looked_up_leads_nowhere(
+    answered_sandbox: SandboxProcess, perl: str, outside: Path
+) -> None:
+    """One process exchanges a directory for a link to the outside, another opens files in it."""
+    script = r"""
+    mkdir "/real"; open(my $file, ">", "/real/secret"); print $file "inside"; close $file;
+    symlink($place, "/away"); rename("/real", "/swapped");
+    my $pid = fork;
+    unless ($pid) {
+      while (1) { rename("/swapped", "/kept"); rename("/away", "/swapped"); rename("/swapped", "/away");
+                  rename("/kept", "/swapped") }
+    }
+    my $found = 0;
+    for (1..300) {
+      open(my $file, "<", "/swapped/secret") or next; my $text = <$file>; $found++;
+      print "read: $text\n" if $text ne "inside";
+      unlink "/swapped/other"; open(my $new, ">", "/swapped/other");
+    }
+    kill 9, $pid; wait; print $found > 0 ? "end\n" : "never\n";
+    """
+    assert attack(answered_sandbox, perl, script, {"place": outside}).out == "end\n"
+    assert sorted(os.listdir(outside)) == ["datagrams", "secret", "stream"]
+
+
+def test_nothing_is_left_of_it(answered_sandbox: SandboxProcess, perl: str) -> None:
+    before = answered_sandbox.call(_processes)
+    script = (
+        "for (1..3) { if (!fork) { fork and exit; setpgrp; $SIG{TERM} = $SIG{HUP} = 'IGNORE'; sleep 1000 } } sleep 0.1;"
+    )
+    assert attack(answered_sandbox, perl, script).ended.code == 0
+    assert answered_sandbox.call(_processes) == before
+
+
+def _processes(inside: Inside) -> int:
+    own = str(os.getuid())
+    return sum(
+        own == line.split()[1]
+        for name in os.listdir("/proc")
+        if name.isdigit()
+        for line in _status(name)
+        if line.startswith("Uid:")
+    )
+
+
+def _status(name: str) -> list[str]:
+    try:
+        return Path(f"/proc/{name}/status").read_text().splitlines()
+    except OSError:
+        return []
