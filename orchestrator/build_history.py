@@ -49,7 +49,7 @@ class BuildRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     platforms: tuple[str, ...] = ()
     digest: str = ""
     tags: tuple[str, ...] = ()
-    """Those that were set."""
+    """Those that were set, and paths of files that were written."""
     cached: int = 0
     ran: int = 0
     warnings: int = 0
@@ -101,7 +101,7 @@ class _HistoryRecorder:
         return BuildRecord(
             began=self._began,
             seconds=round(time.monotonic() - self._clock, 3),
-            name=started.name[:_TEXT] if started is not None else "",
+            name=_name(started.name) if started is not None else "",
             outcome=ended.outcome,
             platforms=tuple(each.platform[:_TEXT] for each in started.platforms[:_NAMES])
             if started is not None
@@ -114,6 +114,11 @@ class _HistoryRecorder:
             error=ended.troubles[0].problem.what[:_TEXT] if ended.troubles else "",
             reports=tuple(os.path.abspath(each.path) for each in self._reports[:_NAMES] if each.kind != "step-summary"),
         )
+
+
+def _name(name: str) -> str:
+    """Return what a build is called, also elsewhere: a directory by its absolute path."""
+    return (os.path.abspath(name) if os.path.isdir(name) else name)[:_TEXT]
 
 
 def append(root: str, record: BuildRecord) -> None:

@@ -45,7 +45,7 @@ def lines(build: BuildRecord) -> list[str]:
     facts += [wording.plural(build.warnings, "warning")] if build.warnings else []
     found = [f"{began}   {clean_line(build.name) or 'image'}", _INDENT + ", ".join(filter(None, facts))]
     found += [_INDENT + clean_line(build.digest)] if build.digest else []
-    found += [f"{_INDENT}tag {clean_line(each)}" for each in build.tags if each != build.name]
+    found += [f"{_INDENT}published {clean_line(each)}" for each in build.tags if each != build.name]
     found += [_INDENT + clean_line(build.error)] if build.error else []
     found += [f"{_INDENT}report {clean_line(each)}{_missing(each)}" for each in build.reports]
     return found

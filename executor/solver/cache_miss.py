@@ -1,7 +1,7 @@
 """Why a step was not found in the cache: which parts of its key differ from those of the last time that it was made.
 
-For each instruction as written and each platform, the store keeps digests of the parts of the last key. They explain,
-and decide nothing: a record that is missing or wrong makes an explanation vague.
+For each instruction as written, and each platform if that matters, the store keeps digests of the parts of the last
+key. They explain, and decide nothing: a record that is missing or wrong makes an explanation vague.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class CacheMiss(msgspec.Struct, frozen=True):
 def compare(store: Store, step: Step, seen: Part, times: tuple[Part, ...], *, fresh: bool) -> CacheMiss:
     """Return why ``step``, whose key has the parts ``seen`` and ``times``, has to be made."""
     parts = {**_parts(step, seen), "the time that files get": _digest(times)}
-    name = f"parts:{keys.key('parts', step.title, str(step.state.platform))}"
+    # What is made of files alone is shared by the platforms of a build, whichever of them makes it.
+    platform = "" if step.by_content else str(step.state.platform)
+    name = f"parts:{keys.key('parts', step.title, platform)}"
     data = cache_records.get(store, name)
     try:
         known = decoding.decode(_KNOWN, data) if data is not None else None

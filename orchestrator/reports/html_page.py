@@ -51,7 +51,7 @@ def render(state: BuildState, _environ: Mapping[str, str]) -> str:
     shown = [each for each in sections if each[2]]
     links = "".join(f'<li><a href="#{key}">{title}</a></li>' for key, title, _ in shown)
     body = "".join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in shown)
-    name = text(state.name or "image")
+    name = text(state.name if state.name not in ("", ".") else "image")
     outcome = state.outcome or "stopped"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -113,7 +113,7 @@ def _longest(state: BuildState) -> str:
             _step_name(step),
             text(each.platform),
             text(units.duration(seconds)),
-            bar(0, seconds / most, _STATUSES[step.status][0], _step_title(step)),
+            bar(0, seconds / most, _kind(step), _step_title(step)),
         )
         for seconds, each, step in steps[:LONGEST]
     )
@@ -178,7 +178,7 @@ def _spans(platform: PlatformState) -> Iterable[tuple[str, float, float, str]]:
             found.setdefault(step.step.stage, []).append(step)
     for stage, steps in found.items():
         end = max(each.started + each.waited + each.seconds for each in steps)
-        ran = any(each.status is StepStatus.DONE for each in steps)
+        ran = any(_kind(each) == "ran" for each in steps)
         failed = any(each.status is StepStatus.FAILED for each in steps)
         kind = "failed" if failed else "ran" if ran else "cached"
         yield stage, min(each.started for each in steps), end, kind
@@ -221,7 +221,7 @@ def _stage_steps(name: str, steps: Sequence[StepState], start: float, length: fl
     rows = (
         (
             _step_name(each),
-            tag(*_STATUSES[each.status]),
+            tag(_kind(each), _status(each)),
             text(units.duration(each.seconds)) if each.status in (StepStatus.DONE, StepStatus.FAILED) else "",
             _step_bar(each, start, length),
             text(each.missed or each.error),
@@ -237,12 +237,22 @@ def _stage_steps(name: str, steps: Sequence[StepState], start: float, length: fl
 
 
 def _stage_summary(title: str, steps: Sequence[StepState]) -> str:
-    counts = {
-        kind: sum(1 for each in steps if _STATUSES[each.status][0] == kind) for kind in ("ran", "cached", "failed")
-    }
+    counts = {kind: sum(1 for each in steps if _kind(each) == kind) for kind in ("ran", "cached", "failed")}
     tags = " ".join(tag(kind, f"{count} {kind}") for kind, count in counts.items() if count)
     seconds = units.duration(sum(each.seconds for each in steps))
     return f"<strong>{text(title)}</strong> {tags} <small>{text(seconds)}</small>"
+
+
+def _kind(step: StepState) -> str:
+    """Return the class of a step; a base image that was looked up was neither run nor cached."""
+    if step.status is StepStatus.DONE and step.step.name[:5].upper() == "FROM ":
+        return "base"
+    return _STATUSES[step.status][0]
+
+
+def _status(step: StepState) -> str:
+    kind = _kind(step)
+    return kind if kind == "base" else _STATUSES[step.status][1]
 
 
 def _step_title(step: StepState) -> str:
@@ -259,7 +269,7 @@ def _step_bar(step: StepState, start: float, length: float) -> str:
     if not step.started:
         return ""
     begin = (step.started + step.waited - start) / length
-    return bar(begin, step.seconds / length, _STATUSES[step.status][0], _step_title(step))
+    return bar(begin, step.seconds / length, _kind(step), _step_title(step))
 
 
 def _warnings(state: BuildState) -> str:
@@ -305,7 +315,7 @@ def _image(state: BuildState) -> str:
         return ""
     several = len(state.platforms) > 1
     manifests = "".join(map(_manifest, (each for each in state.platforms if each.digest)))
-    tags = "".join(f"<li>{tag('built', 'tag')} <code>{text(ref)}</code></li>" for ref, _ in state.published)
+    tags = "".join(f"<li>{tag('built', 'published')} <code>{text(ref)}</code></li>" for ref, _ in state.published)
     root = f"<code>{text(state.digest)}</code>"
     tree = f"<li>{tag('rule', 'index')} {root}<ul>{manifests}</ul></li>" if several else manifests
     return f'<ul class="tree">{tree}</ul>' + (f'<ul class="tree">{tags}</ul>' if tags else "")

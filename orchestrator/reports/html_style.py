@@ -40,7 +40,7 @@ details caption{clip-path:inset(50%);height:1px;overflow:hidden;position:absolut
 .inner{padding-left:1.4rem;display:inline-block;font-weight:400}
 .bar{display:block;width:100%;min-width:8rem;height:.8rem;margin-top:.35rem;background:var(--page);border-radius:3px}
 rect.ran,rect.running{fill:var(--ran)}rect.cached,rect.stopped,rect.cancelled,rect.waiting{fill:var(--cached)}
-rect.failed{fill:var(--failed)}rect.moved{fill:var(--moved)}rect.built{fill:var(--built)}
+rect.failed{fill:var(--failed)}rect.moved,rect.base{fill:var(--moved)}rect.built{fill:var(--built)}
 .tag{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 .55em;font-size:.8rem;
 font-weight:500;white-space:nowrap;color:var(--soft)}
 .tag.ran{color:var(--ran)}.tag.failed{color:var(--failed)}.tag.built{color:var(--built)}

@@ -33,12 +33,18 @@ def test_the_report_names_what_has_changed(kanifold: Kanifold, busybox: Base) ->
     changed = why("--build-arg", "WHO=b")
     assert changed["COPY f /f"] == "changed: the files"
     assert changed["RUN cat /f"] == "changed: the files below"
+    (context / "f").write_text("333")
+    changed = why("--build-arg", "WHO=b", "--platform", "linux/386")
+    assert (changed["COPY f /f"], changed["RUN cat /f"]) == (
+        "changed: the files below, the files",
+        "it was not made before, as it is written",
+    )
     assert set(why("--build-arg", "WHO=b", "--no-cache").values()) == {"the cache was not to be used"}
 
     builds = json.loads(kanifold("history", "--json").out)
-    assert len(builds) == 5
+    assert len(builds) == 6
     assert {each["outcome"] for each in builds} == {"built"}
     assert all(each["reports"] == [str(report)] for each in builds)
-    assert (builds[1]["ran"], builds[3]["cached"]) == (4, 5)
+    assert (builds[2]["ran"], builds[4]["cached"]) == (4, 5)
     kanifold("prune", "--all", "--force")
     assert "no build is recorded" in kanifold("history").out
