@@ -58,6 +58,9 @@ class Description(msgspec.Struct, frozen=True):
     scheduled: bool = False
     """Whether a scheduler finds a place for each executor: any number of them, each of which may have to wait."""
 
+    absent: bool = False
+    """Whether it has no machine at present, so that nothing would be started there."""
+
     @property
     def runs_steps(self) -> bool:
         """Whether it can isolate steps, as far as is known."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.nodes.node import Node
 
 VARIABLE: Final = "KANIFOLD_NODES"
+_USUAL: Final = ("amd64", "arm64")
+"""Architectures that the nodes of a cluster may have, whatever is built."""
 
 
 class NodeSelection(msgspec.Struct, frozen=True):
@@ -114,8 +116,8 @@ def nodes(
 ) -> tuple[Node, ...]:
     """Return the nodes of ``selection``; ``here`` is this machine. ``sends`` as for ``node``.
 
-    A cluster is a node for each architecture of ``platforms``; ``build`` is a text that the same build has when it is
-    run again.
+    A cluster is a node for each architecture that it may have: of ``platforms``, and others that may emulate them.
+    ``build`` is a text that the same build has when it is run again.
     """
     found: list[Node] = []
     for each in selection.entries:
@@ -132,8 +134,10 @@ def clusters(entry: NodeEntry, *, sends: bool, platforms: Sequence[Platform], bu
     from orchestrator.nodes.kubernetes.cluster import Cluster
     from orchestrator.nodes.kubernetes.kubernetes_node import KubernetesNode
 
-    architectures = dict.fromkeys(each.architecture for each in platforms)
-    cluster = Cluster(address.parse(entry.url), entry.name, build)
+    where = address.parse(entry.url)
+    others = where.architectures or _USUAL  # which may emulate them
+    architectures = dict.fromkeys((*(each.architecture for each in platforms), *others))
+    cluster = Cluster(where, entry.name, build)
     return tuple(KubernetesNode(cluster, entry, each, sends=sends) for each in architectures)
 
 

@@ -146,7 +146,7 @@ class _Placing(msgspec.Struct, frozen=True):
             skipped += silent
         if not candidates:
             raise _nobody(skipped)
-        return self._placed(candidates, skipped)
+        return self._placed([each for each in candidates if not each.description.absent] or candidates, skipped)
 
     def _entry(self, node: Node) -> NodeEntry | None:
         return None if self.request.nodes is None else self.request.nodes.entry(declared_name(node.name))

@@ -347,6 +347,36 @@ def test_a_command_that_is_not_there_cannot_be_a_node() -> None:
         asyncio.run(described(CommandNode("elsewhere", ("/no/such/executor",)), AMD64))
 
 
+SCHEDULED = {"isolation": "", "scheduled": True}
+FARM = NodeEntry("farm", "kubernetes://c/n?image=i")
+
+
+def test_a_cluster_is_a_node_for_each_architecture_under_one_name() -> None:
+    nodes = (
+        Told("farm/amd64", SCHEDULED, amd64="native", arm64="emulated"),
+        Told("farm/arm64", SCHEDULED, amd64="emulated", arm64="native"),
+    )
+    found = placed(requested(AMD64, ARM64, entries=(FARM,), forced={ARM64: "farm"}), nodes)
+    assert [(each.node.name, each.how, each.most) for each in found.each] == [
+        ("farm/amd64", "native", 0),
+        ("farm/arm64", "native", 0),
+    ]
+    limited = placed(requested(AMD64, entries=(replace(FARM, max_jobs=3),)), nodes)
+    assert limited.each[0].most == 3
+
+
+def test_an_architecture_that_a_cluster_has_not_is_emulated_where_it_can_be() -> None:
+    nodes = (
+        Told("farm/arm64", {**SCHEDULED, "absent": True}, arm64="no"),
+        Told("farm/amd64", SCHEDULED, arm64="emulated"),
+    )
+    found = placed(requested(ARM64, entries=(FARM,)), nodes)
+    assert (found.each[0].node.name, found.each[0].how) == ("farm/amd64", "emulated")
+    assert [each.node.name for each in found.asked] == ["farm/amd64"], "what is not there has no say in BUILDPLATFORM"
+    nowhere = placed(requested(ARM64, entries=(FARM,)), nodes[:1])
+    assert nowhere.each[0].support.unfit is not None
+
+
 def test_who_has_described_the_node_does_its_first_job() -> None:
     async def begin() -> list[int]:
         node = greeter(host="linux/amd64")

@@ -122,6 +122,8 @@ class Cluster:
                 remedy="see what `kubectl version` says with the same kubeconfig and context",
             )
         remedy = f"kanifold node check {self.name} says which permissions are missing" if error.code == 403 else ""
+        if "being terminated" in error.status.message:
+            remedy = "wait until the namespace is gone, and create it again"
         if error.code == 401:
             remedy = "log in to the cluster again: see what `kubectl auth whoami` says"
         return EnvironmentUnfit(f"node {self.name}: the cluster refuses", why=error.status.message, remedy=remedy)

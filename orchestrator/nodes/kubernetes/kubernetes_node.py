@@ -77,6 +77,7 @@ class KubernetesNode:
             kanifold=__version__,
             protocol=protocol.VERSION,
             scheduled=True,
+            absent=not there,
             emulators=tuple(each for each in binfmt.QEMU if each != self._architecture) if there else (),
         )
 

@@ -110,7 +110,7 @@ class NamespaceWatch:
             try:
                 listed = decoding.decode(_LISTED, await self._client.get(path, {"labelSelector": SELECTOR}))
                 self._know(listed.items)
-                failures = 0
+                failures, self.failed = 0, None
                 await self._follow_pods(path, listed.metadata.resource_version)
             except APIRefusedError as error:
                 if error.code in (401, 403, 404):
