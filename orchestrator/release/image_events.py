@@ -38,7 +38,15 @@ class ImageEvents(msgspec.Struct, frozen=True):
                 self.emit(events.ImagePlaced(places, at=event.at))
             case events.PlatformEnded(outcome="built") if self.tested:
                 pass
-            case events.FromExecutor() | events.PlatformStarted() | events.PlatformMoved() | events.PlatformEnded():
+            case events.Publishing(what="index"):
+                pass  # by digest, which nobody sees
+            case (
+                events.FromExecutor()
+                | events.PlatformStarted()
+                | events.PlatformWaiting()
+                | events.PlatformMoved()
+                | events.PlatformEnded()
+            ):
                 self.emit(replace(event, platform=label(self.image, event.platform)))
             case _:
                 self.emit(event)
@@ -68,6 +76,8 @@ class StepEvents(msgspec.Struct, frozen=True):
                 message = self.shifted(event.message)
                 if message is not None:
                     self.emit(replace(event, platform=self.label, message=message))
+            case events.PlatformWaiting():
+                self.emit(replace(event, platform=self.label))
             case events.Resolving() | events.Resolved() | events.RegistryWaiting() | events.WarningRaised():
                 self.emit(event)
 

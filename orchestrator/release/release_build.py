@@ -178,7 +178,7 @@ def started(
     """Return the first event of a release: the platforms of all its images."""
     return events.BuildStarted(
         platforms=tuple(
-            events.PlatformPlacement(label(image.name, str(platform)))
+            events.PlatformPlacement(label(image.name, str(platform)), after=image.depends_on)
             for image, request in zip(images, requests, strict=True)
             for platform in request.platforms
         ),

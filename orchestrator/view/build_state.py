@@ -143,6 +143,18 @@ class PlatformState(msgspec.Struct, frozen=True):
     stages: tuple[protocol.StageInfo, ...] = ()
     layers: tuple[tuple[str, int], ...] = ()
     """Digests and compressed sizes of the layers of the image, from the lowest."""
+    after: tuple[str, ...] = ()
+    """The images of a release that it is built from, until it is placed."""
+
+    @property
+    def image(self) -> str:
+        """The image of a release that it is a platform of; "" in a build of one."""
+        return self.platform.rpartition(" ")[0]
+
+    @property
+    def target(self) -> str:
+        """The platform alone."""
+        return self.platform.rpartition(" ")[2]
 
     @property
     def over(self) -> bool:
@@ -218,7 +230,11 @@ def fold(state: BuildState, event: events.Event) -> BuildState:
             here = _HERE if any(each.node for each in event.platforms) else ""
             places = tuple(
                 PlatformState(
-                    clean_line(each.platform), clean_line(each.node) or here, clean_line(each.how), clean_line(each.why)
+                    clean_line(each.platform),
+                    clean_line(each.node) or here,
+                    clean_line(each.how),
+                    clean_line(each.why),
+                    after=tuple(map(clean_line, each.after)),
                 )
                 for each in event.platforms
             )

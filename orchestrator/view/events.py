@@ -43,6 +43,8 @@ class PlatformPlacement(msgspec.Struct, frozen=True):
     """``native``, or the emulator (``qemu-aarch64``); "" while unknown."""
     why: str = ""
     """Why it is built there: ``runs it natively``; "" if there was no choice."""
+    after: tuple[str, ...] = ()
+    """The images of a release that it is built from."""
 
 
 class BuildStarted(Event, frozen=True):

@@ -12,6 +12,7 @@ type               fields
 =================  ===================================================================================================
 schema             version, kanifold (the version of the program)
 build_started      name, tags [], jobs, platforms [{platform, node, how, why}]
+image_placed       platforms [{image, platform, node, how, why, after []}]
 resolving          ref
 resolved           ref, digest
 platform_started   platform, node, how
@@ -36,6 +37,10 @@ publishing         what, done, total
 published          ref, digest
 build_ended        outcome (built, failed, cancelled), digest, troubles [{platform, problem}]
 =================  ===================================================================================================
+
+In a release, wherever there is ``platform`` for one of its images, there is also ``image``, the name of that. The first
+event is then ``build_started`` with the platforms of all images, and ``after``, the images that each is built from;
+``image_placed`` follows when the build of an image starts.
 
 A ``problem`` is {kind, what, why, remedy, where, log []}; its ``where`` is null or {file, line, end_line, source [],
 first}.
@@ -114,14 +119,42 @@ _dump = json.JSONEncoder(separators=(",", ":")).encode
 
 def fields_of(event: events.Event) -> dict[str, Any] | None:
     """Return ``type`` and the fields of ``event`` as listed above; None for one that is not written."""
+    fields = _fields(event)
+    if fields is not None and " " in fields.get("platform", ""):
+        image, platform = _parts(fields.pop("platform"))
+        return {"type": fields.pop("type"), "image": image, "platform": platform, **fields}
+    return fields
+
+
+def _parts(label: str) -> tuple[str, str]:
+    """Return the image, "" unless it is one of a release, and the platform of ``label``."""
+    image, _, platform = label.rpartition(" ")
+    return image, platform
+
+
+def _place(place: events.PlatformPlacement) -> dict[str, Any]:
+    image, platform = _parts(place.platform)
+    fields = {"platform": platform, "node": place.node, "how": place.how, "why": place.why}
+    return {"image": image, **fields, "after": list(place.after)} if image else fields
+
+
+def _failure(failure: events.Failure) -> dict[str, Any]:
+    image, platform = _parts(failure.platform)
+    fields = {"platform": platform, "problem": _problem(failure.problem)}
+    return {"image": image, **fields} if image else fields
+
+
+def _fields(event: events.Event) -> dict[str, Any] | None:
     match event:
         case events.FromExecutor(platform=platform, message=message):
             said = _message(message)
             return said and {"type": said.pop("type"), "platform": platform, **said}
         case events.BuildStarted():
-            places = [_struct(place) for place in event.platforms]
+            places = [_place(place) for place in event.platforms]
             tags = list(event.tags)
             return {"type": "build_started", "name": event.name, "tags": tags, "jobs": event.jobs, "platforms": places}
+        case events.ImagePlaced():
+            return {"type": "image_placed", "platforms": [_place(place) for place in event.platforms]}
         case events.Resolving():
             return {"type": "resolving", "ref": event.ref}
         case events.Resolved():
@@ -157,7 +190,7 @@ def fields_of(event: events.Event) -> dict[str, Any] | None:
         case events.Published():
             return {"type": "published", "ref": event.ref, "digest": event.digest}
         case events.BuildEnded():
-            troubles = [{"platform": each.platform, "problem": _problem(each.problem)} for each in event.troubles]
+            troubles = [_failure(each) for each in event.troubles]
             return {"type": "build_ended", "outcome": event.outcome, "digest": event.digest, "troubles": troubles}
     return None
 

@@ -15,18 +15,15 @@ from rich.console import Group
 from rich.text import Text
 
 from executor.protocol import Action
-from orchestrator.view import units, wording
+from orchestrator.view import release_grid, units, wording
 from orchestrator.view.build_state import BuildState, Flow, PlatformState, StepState, StepStatus
+from orchestrator.view.screen_lines import SIGNS, STYLES, URGENCY, append_step, empty_line, plain, spread, step_line
 
 BLOCK: Final = 14
 """Maximum lines of a block."""
 BAR: Final = 14
 """Width of a progress bar in cells."""
 
-_SIGNS: Final = {"waiting": "○", "running": "●", "built": "✓", "failed": "✗", "cancelled": "■"}
-_STYLES: Final = {"waiting": "dim", "running": "blue", "built": "green", "failed": "red", "cancelled": "yellow"}
-_URGENCY: Final = {"failed": 0, "running": 1, "cancelled": 2, "waiting": 3, "built": 4}
-"""Order in which platforms are shown where not all fit."""
 _COLUMN_WORTH: Final = (9, 5, 2, 3, 4, 6, 7)
 """For each column of the summary, its importance: the least important is dropped first on a narrow terminal."""
 
@@ -46,19 +43,22 @@ def render(state: BuildState, width: int, height: int, now: float) -> Group:
     """Return the screen of a running build: at most ``height - 1`` lines (the last is the cursor's), none over
     ``width``."""
     room = max(1, height - 1)
+    release = release_grid.is_release(state)
     top = [_headline(state, width, now)]
     resolving = [ref for ref, digest in state.pins if not digest]
     if resolving:
-        top.append(_plain(width, "  resolving " + ", ".join(resolving), "dim"))
+        top.append(plain(width, "  resolving " + ", ".join(resolving), "dim"))
     bottom = _footer(state, width, now)
     # On a low screen, the lines of platforms take precedence over those around them.
-    while top and len(top) + len(state.platforms) + len(bottom) > room:
+    needed = 2 if release else len(state.platforms)
+    while top and len(top) + needed + len(bottom) > room:
         if bottom:
             bottom.pop(0)
         else:
             top.pop()
     rows = room - len(top) - len(bottom)
-    return Group(*top, *_platforms(state, width, rows, now), *bottom)
+    shown = release_grid.lines if release else _platforms
+    return Group(*top, *shown(state, width, rows, now), *bottom)
 
 
 def summary(state: BuildState, width: int, now: float) -> Group:
@@ -72,13 +72,13 @@ def summary(state: BuildState, width: int, now: float) -> Group:
     lines = [_summary_line(wording.SUMMARY_HEADINGS, columns, widths, width, "dim")] if rows else []
     for platform, row in zip(platforms, rows, strict=True):
         line = _summary_line(row, columns, widths, width, "")
-        line.plain = _SIGNS[platform.stage] + line.plain[1:]
-        line.stylize(_STYLES[platform.stage], 0, 1)
+        line.plain = SIGNS[platform.stage] + line.plain[1:]
+        line.stylize(STYLES[platform.stage], 0, 1)
         if not platform.digest or platform.stage != "built":
-            line.stylize(_STYLES[platform.stage], len(line.plain) - len(row[-1]))
+            line.stylize(STYLES[platform.stage], len(line.plain) - len(row[-1]))
         lines.append(line)
     ended = state.outcome or "cancelled"
-    lines.append(_plain(width, f"{_SIGNS[ended]} {wording.outcome(state, now)}", f"bold {_STYLES[ended]}"))
+    lines.append(plain(width, f"{SIGNS[ended]} {wording.outcome(state, now)}", f"bold {STYLES[ended]}"))
     # Wrapped, not cut, so that they can be copied.
     for text in (state.digest, *(ref for ref, _ in state.published)):
         if text:
@@ -97,45 +97,24 @@ def _fitting(table: list[tuple[str, ...]], width: int) -> tuple[list[int], list[
 
 def _summary_line(cells: tuple[str, ...], columns: list[int], widths: list[int], width: int, style: str) -> Text:
     padded = (cells[column] + " " * (widths[column] - cell_len(cells[column])) for column in columns)
-    return _plain(width, "  " + "  ".join(padded).rstrip(), style)
-
-
-def _plain(width: int, text: str, style: str) -> Text:
-    line = Text(text, style=style, no_wrap=True, overflow="ellipsis")
-    line.truncate(width, overflow="ellipsis")
-    return line
-
-
-def _spread(width: int, left: Text, right: str, style: str = "") -> Text:
-    """Return a line with ``left`` and, at its end, ``right``; ``left`` is cut if necessary."""
-    if not right:
-        left.truncate(width, overflow="ellipsis")
-        return left
-    space = width - cell_len(right) - 1
-    if space < 1:
-        left.truncate(width, overflow="ellipsis")
-        return left
-    left.truncate(space, overflow="ellipsis", pad=True)
-    left.append(" ")
-    left.append(right, style)
-    return left
-
-
-def _line() -> Text:
-    return Text(no_wrap=True, overflow="ellipsis")
+    return plain(width, "  " + "  ".join(padded).rstrip(), style)
 
 
 def _headline(state: BuildState, width: int, now: float) -> Text:
-    left = _line()
+    left = empty_line()
     left.append("building", "bold")
     if state.name:
         left.append(f" {state.name}", "bold")
-    left.append(f" for {wording.plural(len(state.platforms), 'platform')}")
+    images = len({each.image for each in state.platforms if each.image})
+    if images:
+        left.append(f": {wording.plural(images, 'image')}, {wording.plural(len(state.platforms), 'platform')} in all")
+    else:
+        left.append(f" for {wording.plural(len(state.platforms), 'platform')}")
     for stage in ("built", "failed", "cancelled"):
         count = sum(1 for each in state.platforms if each.stage == stage)
         if count:
-            left.append(f", {count} {stage}", _STYLES[stage])
-    return _spread(width, left, units.elapsed(state.seconds(now)), "bold")
+            left.append(f", {count} {stage}", STYLES[stage])
+    return spread(width, left, units.elapsed(state.seconds(now)), "bold")
 
 
 def _footer(state: BuildState, width: int, now: float) -> list[Text]:
@@ -143,14 +122,14 @@ def _footer(state: BuildState, width: int, now: float) -> list[Text]:
     count = len(state.warnings) + state.more_warnings
     if count:
         last = wording.warning_line(state.warnings[-1])
-        lines.append(_plain(width, f"⚠ {wording.plural(count, 'warning')}: {last}", "yellow"))
+        lines.append(plain(width, f"⚠ {wording.plural(count, 'warning')}: {last}", "yellow"))
     if state.waits:
         more = f" (and {len(state.waits) - 1} more)" if len(state.waits) > 1 else ""
-        lines.append(_plain(width, f"… {wording.wait(state.waits[0], now)}{more}", "yellow"))
+        lines.append(plain(width, f"… {wording.wait(state.waits[0], now)}{more}", "yellow"))
     if state.publishing:
         what, done, total = state.publishing
         progress = f" {done}/{total}" if total else ""
-        lines.append(_plain(width, f"↑ publishing {what}{progress}", "blue"))
+        lines.append(plain(width, f"↑ publishing {what}{progress}", "blue"))
     return lines
 
 
@@ -159,7 +138,7 @@ def _platforms(state: BuildState, width: int, rows: int, now: float) -> list[Tex
     shown = list(state.platforms)
     hidden: list[PlatformState] = []
     if len(shown) > rows:
-        by_urgency = sorted(shown, key=lambda each: _URGENCY[each.stage])
+        by_urgency = sorted(shown, key=lambda each: URGENCY[each.stage])
         hidden = by_urgency[max(0, rows - 1) :]  # the last line counts them
         shown = [each for each in shown if each not in hidden]
         rows -= 1
@@ -170,8 +149,8 @@ def _platforms(state: BuildState, width: int, rows: int, now: float) -> list[Tex
         lines += _block(each, grid, share, now) if each.stage == "running" else [_single(each, grid, now)]
     if hidden and rows >= 0:
         stages = [each.stage for each in hidden]
-        counts = ", ".join(f"{stages.count(stage)} {stage}" for stage in _URGENCY if stage in stages)
-        lines.append(_plain(width, f"  and {len(hidden)} more: {counts}" if shown else f"  {counts}", "dim"))
+        counts = ", ".join(f"{stages.count(stage)} {stage}" for stage in URGENCY if stage in stages)
+        lines.append(plain(width, f"  and {len(hidden)} more: {counts}" if shown else f"  {counts}", "dim"))
     return lines
 
 
@@ -196,8 +175,8 @@ def _padded(text: str, cells: int) -> str:
 
 
 def _name(platform: PlatformState, grid: _Grid) -> Text:
-    line = _line()
-    line.append(f"{_SIGNS[platform.stage]} ", _STYLES[platform.stage])
+    line = empty_line()
+    line.append(f"{SIGNS[platform.stage]} ", STYLES[platform.stage])
     line.append(_padded(platform.platform, grid.platform), "bold" if platform.stage == "running" else "")
     if grid.where:
         line.append("  " + _padded(wording.placement_text(platform), grid.where), "dim")
@@ -209,17 +188,17 @@ def _single(platform: PlatformState, grid: _Grid, now: float) -> Text:
     line = _name(platform, grid)
     if platform.stage == "waiting":
         line.append("  waiting", "dim")
-        return _spread(grid.width, line, "")
+        return spread(grid.width, line, "")
     if platform.stage == "built":
         line.append("  built", "green")
         line.append(f"  {wording.steps(platform)}")
         if platform.size:
             line.append(f"  {units.size(platform.size)}")
     else:
-        line.append(f"  {platform.stage}", _STYLES[platform.stage])
+        line.append(f"  {platform.stage}", STYLES[platform.stage])
         if platform.reason:
             line.append(f": {platform.reason}")
-    return _spread(grid.width, line, units.duration(platform.seconds(now)))
+    return spread(grid.width, line, units.duration(platform.seconds(now)))
 
 
 def _block(platform: PlatformState, grid: _Grid, share: int, now: float) -> list[Text]:
@@ -237,11 +216,11 @@ def _block(platform: PlatformState, grid: _Grid, share: int, now: float) -> list
     past = _past_steps(platform, rest // 3)
     log = _log_tail(running, rest - len(past))
     lines += [_past_line(each, grid.width) for each in past]
-    lines += [_step_line(each, len(running) - len(shown) if each is shown[0] else 0, grid.width, now) for each in shown]
+    lines += [step_line(each, len(running) - len(shown) if each is shown[0] else 0, grid.width, now) for each in shown]
     if not running:
-        lines.append(_plain(grid.width, "  " + _idle_text(platform), "dim"))
-    lines += [_plain(grid.width, f"  │ {text}", "dim") for text in log]
-    lines += [_line() for _ in range(share - len(lines))]
+        lines.append(plain(grid.width, "  " + _idle_text(platform), "dim"))
+    lines += [plain(grid.width, f"  │ {text}", "dim") for text in log]
+    lines += [empty_line() for _ in range(share - len(lines))]
     return lines
 
 
@@ -265,7 +244,7 @@ def _head(platform: PlatformState, grid: _Grid, rates: str, now: float) -> Text:
     right = units.elapsed(platform.seconds(now))
     if rates and cell_len(line.plain) + len(rates) + len(right) + 4 <= grid.width:
         right = f"{rates}  {right}"
-    return _spread(grid.width, line, right)
+    return spread(grid.width, line, right)
 
 
 def _count(platform: PlatformState) -> str:
@@ -287,27 +266,10 @@ def _one_line(platform: PlatformState, running: list[StepState], grid: _Grid, no
         line.append("  " + _count(platform).rjust(grid.steps))
     line.append("  ")
     if running:
-        _append_step(line, running[-1])
+        append_step(line, running[-1])
     else:
         line.append(_idle_text(platform), "dim")
-    return _spread(grid.width, line, units.elapsed(platform.seconds(now)))
-
-
-def _append_step(line: Text, step: StepState) -> None:
-    place = wording.position(step.step)
-    if place:
-        line.append(place + " ", "blue")
-    line.append(wording.abbreviated_step(step.step.name))
-
-
-def _step_line(step: StepState, more: int, width: int, now: float) -> Text:
-    line = _line()
-    line.append("  ")
-    _append_step(line, step)
-    beside = f"+{more} beside it  " if more else ""
-    if step.waits:
-        return _spread(width, line, f"{beside}waiting for {wording.wait_reason(step)}", "dim")
-    return _spread(width, line, beside + units.elapsed(step.at_work(now)))
+    return spread(grid.width, line, units.elapsed(platform.seconds(now)))
 
 
 def _past_steps(platform: PlatformState, count: int) -> list[StepState]:
@@ -323,15 +285,15 @@ def _past_steps(platform: PlatformState, count: int) -> list[StepState]:
 
 
 def _past_line(step: StepState, width: int) -> Text:
-    line = _line()
+    line = empty_line()
     failed = step.status is StepStatus.FAILED
     line.append("  ✗ " if failed else "  ✓ ", "red" if failed else "green")
     place = wording.position(step.step)
     name = wording.abbreviated_step(step.step.name)
     line.append(f"{place} {name}" if place else name, "dim")
     if step.status is StepStatus.CACHED:
-        return _spread(width, line, "cached", "cyan")
-    return _spread(width, line, units.duration(step.seconds), "dim")
+        return spread(width, line, "cached", "cyan")
+    return spread(width, line, units.duration(step.seconds), "dim")
 
 
 def _log_tail(running: list[StepState], count: int) -> list[str]:
@@ -347,7 +309,7 @@ def _flow_line(flows: tuple[Flow, ...], width: int, now: float) -> Text:
     for flow in flows:
         verb, moved = _verb(flow.action), units.part(flow.done, flow.total)
         parts.append(f"{verb} {moved} {units.size(flow.rate(now))}/s" if flow.busy else f"{verb} {moved}")
-    return _plain(width, "  " + "   ".join(parts), "magenta")
+    return plain(width, "  " + "   ".join(parts), "magenta")
 
 
 def _rates(flows: tuple[Flow, ...], now: float) -> str:

@@ -53,6 +53,7 @@ EVERY: tuple[Event, ...] = (
     events.Publishing("index", 1, 2, at=START),
     events.Published("app:1", "sha256:aa", at=START),
     events.BuildEnded("failed", "", (events.Failure(story.FAILURE, "linux/amd64"),), at=START),
+    events.ImagePlaced((story.of_release("web", story.AMD64, ("base",)),), at=START),
 )
 
 
@@ -84,6 +85,18 @@ def _outermost(fields: str) -> str:
     while inner.search(fields):
         fields = inner.sub("", fields)
     return fields
+
+
+def test_an_event_of_a_release_names_the_image_beside_the_platform() -> None:
+    placed = objects(events.ImagePlaced((story.of_release("web", story.AMD64, ("base",)),), at=START))
+    assert placed[0]["platforms"] == [
+        {"image": "web", "platform": "linux/amd64", "node": "", "how": "native", "why": "", "after": ["base"]}
+    ]
+    (ended,) = objects(events.PlatformEnded("web linux/amd64", "built", at=START))
+    assert (ended["image"], ended["platform"]) == ("web", "linux/amd64")
+    failed = events.BuildEnded("failed", "", (events.Failure(story.FAILURE, "web linux/amd64"),), at=START)
+    (trouble,) = objects(failed)[0]["troubles"]
+    assert (trouble["image"], trouble["platform"]) == ("web", "linux/amd64")
 
 
 def test_every_event_has_the_fields_that_the_documentation_lists() -> None:

@@ -20,6 +20,7 @@ STATES = {
     "eight": lambda seconds: state_at(story.good(story.EIGHT), seconds),
     "failing": lambda seconds: state_at(story.failing(), seconds),
     "cancelled": lambda seconds: state_at(story.cancelled(), seconds),
+    "release": lambda seconds: state_at(story.release(), seconds),
     "hostile": lambda seconds: state_at(story.hostile(), seconds),
 }
 
@@ -40,6 +41,12 @@ STATES = {
         ("eight", 27, 40, 6),
         ("hostile", 10, 80, 24),
         ("hostile", 10, 40, 10),
+        ("release", 0.2, 80, 24),
+        ("release", 12, 80, 24),
+        ("release", 12, 40, 10),
+        ("release", 50, 80, 24),
+        ("release", 50, 80, 6),
+        ("release", 75, 30, 5),
     ],
 )
 def test_running(name: str, seconds: float, width: int, height: int) -> None:

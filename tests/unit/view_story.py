@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from executor import protocol
 from executor.image import mediatypes
 from executor.image.manifest import Descriptor
@@ -193,6 +195,31 @@ def good(places: tuple[PlatformPlacement, ...] = (AMD64, ARM64)) -> tuple[Event,
         events.Published(PUSH_REF, digest("index"), at=end + 0.6),
         events.BuildEnded("built", digest("index"), at=end + 0.7),
     )
+
+
+IMAGES = {"base": (), "web-3-12": ("base",), "web-3-13": ("base",), "tools": (), "docs": ("web-3-12", "web-3-13")}
+"""The images of a release, with those that each is built from."""
+
+
+def of_release(image: str, place: PlatformPlacement, after: tuple[str, ...] = ()) -> PlatformPlacement:
+    """Return ``place`` as one of ``image``."""
+    return replace(place, platform=f"{image} {place.platform}", after=after)
+
+
+def release(places: tuple[PlatformPlacement, ...] = (AMD64, ARM64, EIGHT[2])) -> tuple[Event, ...]:
+    """Five images for three platforms; those that are built on others begin when these are there."""
+    whole = tuple(of_release(image, replace(each, how=""), after) for image, after in IMAGES.items() for each in places)
+    first = (events.BuildStarted(whole, "kanifold.yaml", (PUSH_REF,), at=START),)
+    streams: list[Iterator[Event]] = [iter(first)]
+    for image, offset in (("base", 0.5), ("tools", 0.6), ("web-3-12", 40.0), ("web-3-13", 40.2), ("docs", 90.0)):
+        placed = tuple(of_release(image, each) for each in places)
+        streams.append(iter((events.ImagePlaced(placed, at=START + offset - 0.1),)))
+        for number, place in enumerate(placed):
+            teller = Teller(place, offset + number * 0.2, 1.0 if place.how == "native" else 1.5 + number / 10)
+            streams += [teller.to_make(), teller.rest()]
+    told = merged(*streams)
+    end = told[-1].at
+    return (*told, events.Publishing("tags", 0, 5, at=end + 0.1), events.BuildEnded("built", at=end + 0.7))
 
 
 def failing() -> tuple[Event, ...]:
