@@ -204,7 +204,7 @@ async def _made(build: _Build, plan: BuildPlan | None) -> PreparedImage:
     if plan is None:
         from orchestrator import fetching
 
-        plan = await fetching.plan(request, build.scratch, build.emit)  # (2)
+        plan = await fetching.plan(request, build.scratch, build.emit, session.capacity.fetched)  # (2)
     refuse_unfit(request, plan, build.placements)
     for warning in warnings.missing_epoch(request, plan):
         build.emit(warning)

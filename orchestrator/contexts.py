@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import select
 import stat
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -36,6 +38,28 @@ class ElsewhereError(Exception):
     """Something would have to be fetched."""
 
 
+class FetchedContexts:
+    """The contexts that the builds of a session have fetched, below the directory ``scratch``. Thread-safe."""
+
+    def __init__(self, scratch: str) -> None:
+        self.scratch = scratch
+        self._lock = threading.Lock()
+        self._found: dict[object, Future[ContextFiles]] = {}
+
+    def get(self, key: object, fetch: Callable[[], ContextFiles]) -> ContextFiles:
+        """Return the context ``key``; the first who asks for it has to ``fetch`` it. Raises what ``fetch`` raises."""
+        with self._lock:
+            first = key not in self._found
+            future = self._found.setdefault(key, Future())
+        if first:
+            try:
+                future.set_result(fetch())
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+        return future.result()
+
+
 class FetchOptions(msgspec.Struct, frozen=True):
     """Options and state for fetching."""
 
@@ -48,6 +72,10 @@ class FetchOptions(msgspec.Struct, frozen=True):
     cancel: Future[None] = msgspec.field(default_factory=Future)
     """Done when the build is cancelled."""
     emit: Callable[[events.Event], None] = lambda _: None
+    fetched: FetchedContexts | None = None
+    """Those of other builds of the session; None for a build alone."""
+    access: object = None
+    """What stands for the secrets and the agent of the build: others with the same may use what it fetches."""
 
     def directory(self) -> str:
         """Make a new directory."""
@@ -81,6 +109,10 @@ def main(text: str, options: FetchOptions, *, keep_git_dir: bool = False) -> Con
         return _stdin(options)
     if os.path.isdir(text):
         return _directory(text)
+    if options.fetched is not None and options.scratch and is_remote(text):
+        own = replace(options, fetched=None, scratch=options.fetched.scratch)
+        key = text, keep_git_dir, options.access
+        return options.fetched.get(key, partial(main, text, own, keep_git_dir=keep_git_dir))
     repository = _repository(text)
     if repository is not None:
         return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, options)

@@ -8,19 +8,23 @@ from functools import partial
 
 from orchestrator import plan as planning
 from orchestrator.answers import read_secret
-from orchestrator.contexts import FetchOptions
+from orchestrator.contexts import FetchedContexts, FetchOptions
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 from orchestrator.view.events import Emit
 
 
-async def plan(request: BuildRequest, scratch: str, emit: Emit) -> BuildPlan:
-    """The plan of ``request``. What is fetched goes below ``scratch``, which is made. Raises as ``plan.read`` does.
+async def plan(request: BuildRequest, scratch: str, emit: Emit, fetched: FetchedContexts | None = None) -> BuildPlan:
+    """The plan of ``request``. What is fetched goes below ``scratch``, which is made; ``fetched`` has what other builds
+    of the session have fetched. Raises as ``plan.read`` does.
 
     Cancelling ends what is being fetched.
     """
     os.mkdir(scratch, 0o700)
-    options = FetchOptions(scratch, partial(_secret, request), request.agents.get("default", ""), emit=emit)
+    agent = request.agents.get("default", "")
+    options = FetchOptions(
+        scratch, partial(_secret, request), agent, emit=emit, fetched=fetched, access=(request.secrets, agent)
+    )
     reading = asyncio.create_task(asyncio.to_thread(planning.read, request, request.platforms, options))
     try:
         return await asyncio.shield(reading)

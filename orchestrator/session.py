@@ -19,6 +19,7 @@ from executor.registry import auth, reference
 from executor.registry.notices import Notice, Remark, Wait
 from executor.registry.registry_settings import RegistrySettings
 from executor.store.store import Store, open_store
+from orchestrator.contexts import FetchedContexts
 from orchestrator.nodes.node import Node
 from orchestrator.registries import Connect, Registry
 from orchestrator.view import events
@@ -65,6 +66,8 @@ class SharedCapacity(msgspec.Struct, frozen=True):
     """The queues of the nodes that do not run any number of jobs at a time, by name."""
     placed: dict[str, int] = msgspec.field(default_factory=dict)
     """The number of jobs that were placed on a node, by name."""
+    fetched: FetchedContexts | None = None
+    """The contexts that were fetched; None if each build fetches its own."""
 
 
 class Session(msgspec.Struct, frozen=True):

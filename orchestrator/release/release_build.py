@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -19,6 +20,7 @@ from executor.store.removal import remove_tree
 from orchestrator import build as building
 from orchestrator import plan as planning
 from orchestrator.build import PlatformsFailedError
+from orchestrator.contexts import FetchedContexts
 from orchestrator.nodes.node import Node
 from orchestrator.nodes.placement import LOCAL
 from orchestrator.publish import PreparedImage
@@ -34,6 +36,8 @@ from orchestrator.view import events
 from platforms.errors import KanifoldError
 from platforms.paths import below
 
+_CONTEXTS: Final = "fetched.contexts"
+"""The directory of fetched contexts; no image has a name with a dot."""
 MakeRequest = Callable[[ReleaseImage, Mapping[str, str]], BuildRequest]
 """Makes the request of an image from the places (named contexts) of those that it is built from, by name."""
 
@@ -88,9 +92,12 @@ class ReleaseBuild(msgspec.Struct, frozen=True):
         loop = asyncio.get_running_loop()
         progress = _Progress({each.name: loop.create_future() for each in images}, len(images), asyncio.Event())
         with _scratch(self.session) as scratch:
+            os.mkdir(contexts := below(scratch, _CONTEXTS))
+            capacity = replace(self.session.capacity, fetched=FetchedContexts(contexts))
+            shared = replace(self, session=replace(self.session, capacity=capacity))
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._image(each, progress, scratch)) for each in images]
+                    tasks = [group.create_task(shared._image(each, progress, scratch)) for each in images]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0]  # noqa: B904 - its own cause is the better one
             finally:

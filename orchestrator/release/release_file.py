@@ -97,6 +97,11 @@ def parsed(document: Setting, given: Mapping[str, str], environ: Mapping[str, st
     return Release(path, directory, tuple(found), tuple(groups))
 
 
+def _fitted(name: str) -> str:
+    """Return ``name`` with dashes for what names of images do not have, such as the dots of a version."""
+    return _UNFIT.sub("-", name)
+
+
 def _named(setting: Setting | None, what: str) -> dict[str, Setting]:
     found = {} if setting is None else setting.mapping()
     for name, each in found.items():
@@ -149,11 +154,11 @@ class _File(msgspec.Struct, frozen=True):
         found = []
         for values in combinations(entries["matrix"], self.variables):
             if "name" in entries:
-                own = self.variables.text(entries["name"], dict(values))
+                own = _fitted(self.variables.text(entries["name"], dict(values)))
                 if not NAME.fullmatch(own):
                     raise entries["name"].refusal(f"an image cannot be called {own!r}")
             else:
-                own = "-".join((name, *(_UNFIT.sub("-", value) for _, value in values)))
+                own = _fitted("-".join((name, *(value for _, value in values))))
             found.append(self._image(own, setting, entries, values))
         return tuple(found)
 
@@ -273,8 +278,8 @@ class _ImageReader(msgspec.Struct, frozen=True):
         if setting is None:
             return ()
         if isinstance(setting.value, dict):
-            return tuple((name, IMAGE_CONTEXT + self._text(each)) for name, each in setting.mapping().items())
-        return tuple((name, IMAGE_CONTEXT + name) for name in self._texts(setting))
+            return tuple((name, IMAGE_CONTEXT + _fitted(self._text(each))) for name, each in setting.mapping().items())
+        return tuple((name, IMAGE_CONTEXT + name) for name in map(_fitted, self._texts(setting)))
 
     def annotations(self) -> tuple[str, ...]:
         """Return annotations: a list of ``[LEVEL:]KEY=VALUE``, or a mapping."""

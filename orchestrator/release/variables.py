@@ -71,12 +71,10 @@ class Variables:
         finally:
             self._reading.pop()
 
-    def _of_git(self, name: str) -> str:
+    def _of_git(self, name: str) -> str | None:
         if name not in checkout.VARIABLES:
             raise UnknownVariableError(name)
-        if self.checkout is None:
-            raise InterpolationError(f"{name} has no value: {self._directory} is not a git checkout with a commit")
-        return self.checkout.variables()[name]
+        return None if self.checkout is None else self.checkout.variables()[name]
 
     def text(self, setting: Setting, values: Mapping[str, str]) -> str:
         """Return the scalar ``setting``, which may be empty, with the values of its variables; ``values`` are those of

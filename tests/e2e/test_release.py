@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
+import tarfile
 from pathlib import Path
 
 import pytest
 from conftest import Kanifold, Outcome
-from registry_server import Asked, MemoryRegistry, Served, error
+from registry_server import Asked, MemoryRegistry, Said, Served, error
+from registry_server import served as serving
 
 PLATFORMS = ["linux/amd64", "linux/arm64"]
 FILE = """\
@@ -182,7 +185,9 @@ set -e
 echo "scanning $KANIFOLD_IMAGE $KANIFOLD_PLATFORM $KANIFOLD_DIGEST"
 test "$(cat $KANIFOLD_ROOTFS/base)" = base
 if touch $KANIFOLD_ROOTFS/x 2>/dev/null; then echo writable; fi
-cp -rL $KANIFOLD_LAYOUT scanned-$(echo $KANIFOLD_PLATFORM | tr / -)
+to=scanned-$(echo $KANIFOLD_PLATFORM | tr / -)
+rm -rf $to
+cp -rL $KANIFOLD_LAYOUT $to
 test "$FAIL" != "$KANIFOLD_PLATFORM"
 """
 
@@ -301,6 +306,23 @@ def test_local_outputs_are_written_when_all_images_are_tested(
     assert not (project / "layout").exists()
     assert release(kanifold, project, served, *outputs).code == 0
     assert (project / "layout" / "index.json").exists()
+
+
+def test_a_context_that_images_share_is_fetched_once(
+    kanifold: Kanifold, project: Path, server: tuple[MemoryRegistry, Served]
+) -> None:
+    _, registry = server
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as file:
+        file.add(project / "base" / "Dockerfile", "Dockerfile")
+    (project / "kanifold.yaml").write_text(
+        "variables: {REGISTRY: , URL: }\nimages:\n  a:\n    matrix: {v: [x, y, z]}\n    context: '${URL}'\n"
+        "    args: {REGISTRY: '${REGISTRY}', V: '${v}'}\n"
+    )
+    with serving(lambda _: Said(200, {}, archive.getvalue())) as files:
+        found = release(kanifold, project, registry, URL=f"{files.url}/context.tar")
+        assert found.code == 0, found.said
+        assert len(files.seen("GET")) == 1
 
 
 @pytest.mark.slow

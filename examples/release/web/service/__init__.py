@@ -1,0 +1,1 @@
+"""A web service that says which version it is."""
