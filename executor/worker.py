@@ -126,7 +126,8 @@ def _prepare(conversation: Conversation, isolated: Lazy[Isolation]) -> Task:
         if mode is IsolationMode.ANSWERED:
             steps = supervised_runner.start_answered(found)
         else:
-            found, steps = supervised_runner.emulated(found), supervised_runner.start()
+            found = supervised_runner.emulated(found)
+            steps = supervised_runner.start_chroot(found)
     else:
         steps = unavailable
     return Task(conversation, job, plan, found, steps, mounts=mounts, ids=ids)

@@ -97,6 +97,8 @@ PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+PR_SET_PTRACER: Final = 0x59616D61
+PR_SET_PTRACER_ANY: Final = -1
 
 
 CAP_CHOWN: Final = 0
@@ -545,6 +547,15 @@ def set_fs_ids(uid: int, gid: int) -> None:
     """Access files as ``uid`` and ``gid`` from now on (setfsuid(2)); not as root, without root's capabilities."""
     _call("setfsgid", "", gid)
     _call("setfsuid", "", uid)
+
+
+def allow_tracers(allowed: bool) -> None:
+    """Set whether any process of this user may trace this one, where only its ancestors may otherwise (Yama)."""
+    try:
+        prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY if allowed else 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # without Yama
+            raise
 
 
 def set_name(name: str) -> None:

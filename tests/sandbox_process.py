@@ -189,8 +189,10 @@ def _live(line: socket.socket, base: Path, emulation: Emulation | None, mode: st
 def _launcher(mode: IsolationMode, emulation: Emulation | None) -> Launcher:
     match mode:
         case IsolationMode.ANSWERED:
-            return executor.supervised.supervised_runner.start_answered()
+            return executor.supervised.supervised_runner.start_answered(emulation)
         case IsolationMode.CHROOT:
+            if emulation is not None:
+                return executor.supervised.supervised_runner.start_chroot(emulation)
             return executor.supervised.supervised_runner.start()
     return start(emulation)
 

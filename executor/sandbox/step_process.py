@@ -232,7 +232,9 @@ def become(
     # 7. Privileges: the filter while it may be installed, limits, then capabilities and ids, irreversibly.
     supervisor = beside.supervisor
     if beside.tracer is not None:
-        _be_traced(beside.tracer, prepared.own_proc)
+        mounts = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=prepared.own_proc)
+        be_traced(beside.tracer, mounts)
+        os.close(mounts)
     if rules.single and supervisor is None:
         _renumber(prepared.own_proc, spec.uid, spec.gid)
     if rules.scoped and (rules.sees_others or not spec.insecure):
@@ -505,12 +507,16 @@ def give_stream(fd: int, uid: int) -> None:
         os.fchown(fd, uid, -1)
 
 
-def _be_traced(tracer: socket.socket, own_proc: int) -> None:
-    """Wait until this process is traced: while it has the privileges of its tracer. Raises UnfitError."""
-    mounts = os.open("ns/mnt", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own_proc)
-    socket.send_fds(tracer, [b"mounts"], [mounts])
-    os.close(mounts)
+def be_traced(tracer: socket.socket, *fds: int) -> None:
+    """Send ``fds`` to the tracer and wait until it traces this process: while that has the same privileges.
+
+    Where the Yama security module restricts ptrace(2), the tracer is allowed to, though it is no ancestor. Raises
+    UnfitError.
+    """
+    syscalls.allow_tracers(True)
+    socket.send_fds(tracer, [b"ready"], fds)
     answer = tracer.recv(1024)
+    syscalls.allow_tracers(False)
     if answer != TRACED:
         raise UnfitError(f"cannot trace the step: {answer.decode(errors='replace') or 'its tracer has died'}")
 

@@ -331,7 +331,9 @@ def _trace(pid: int, foreign: step_process.Foreign, proc: int, line: socket.sock
     if not mounts:  # it did not get that far
         os._exit(0)
     try:
-        tracer = step_tracer.attached(pid, mounts[0], foreign.architecture, foreign.emulator, proc)
+        syscalls.setns(mounts[0], syscalls.CLONE_NEWNS)  # and have its root directory
+        os.close(mounts[0])
+        tracer = step_tracer.attached(pid, foreign.architecture, foreign.emulator, proc)
     except OSError as error:
         line.send(str(error).encode())
         os._exit(0)

@@ -39,19 +39,25 @@ _WORST: Final = 1000
 """The increment of oom_score_adj of a step over ours, and its maximum (1000 corresponds to all memory)."""
 
 
-def filter_of(spec: Spec) -> bytes:
-    """Return the seccomp filter of the step ``spec``."""
+def filter_of(spec: Spec, *, traced: bool = False) -> bytes:
+    """Return the seccomp filter of the step ``spec``; ``traced``: for one with a tracer."""
     secrets = any(isinstance(each, SecretFile) for each in spec.mounts)
-    return seccomp.program(more=chroot_calls.rules(secrets=secrets, network=spec.network != "none"))
+    rules = chroot_calls.rules(secrets=secrets, network=spec.network != "none")
+    return seccomp.program(more=rules, traced=seccomp.EXECUTING if traced else "")
 
 
 def become(
-    spec: Spec, root: int, output: tuple[int, int], supervisor: socket.socket, report: StartReporter
+    spec: Spec,
+    root: int,
+    output: tuple[int, int],
+    supervisor: socket.socket,
+    tracer: socket.socket | None,
+    report: StartReporter,
 ) -> NoReturn:
     """Turn this process into the step ``spec`` in the directory ``root``.
 
-    ``output``: stdout and stderr. ``supervisor``: a socket for the listener of the filter. Raises RefusedError, and
-    OSError where the host does not allow it.
+    ``output``: stdout and stderr. ``supervisor``: a socket for the listener of the filter. ``tracer``: one to its
+    tracer, if it has one. Raises RefusedError, and OSError where the host does not allow it.
     """
     # 1. The process: killed with its parent, with default attributes, and the first that the OOM killer selects.
     syscalls.die_with_parent()
@@ -66,7 +72,7 @@ def become(
     for number in (spec.uid, spec.gid, *spec.groups):  # -1 means "unchanged", which is root (CVE-2024-40635)
         if not 0 <= number < NO_ID:
             raise RefusedError(NOT_SET_UP, f"{number} is no user or group id")
-    code = filter_of(spec)
+    code = filter_of(spec, traced=tracer is not None)
 
     # 2. Root directory and standard streams, and no other descriptor that leads outside.
     os.fchdir(root)
@@ -77,8 +83,11 @@ def become(
         if stat.S_ISFIFO(os.fstat(fd).st_mode):
             step_process.give_stream(fd, spec.uid)
         os.dup2(fd, number)
-    close_others(report.fd, supervisor.fileno())
+    close_others(report.fd, supervisor.fileno(), *([tracer.fileno()] if tracer else []))
     step_process.enter_directory(spec.cwd, -1)
+    if tracer is not None:
+        step_process.be_traced(tracer)
+        tracer.close()
 
     # 3. Privileges, irreversibly; the filter last, as the supervisor answers from then on.
     syscalls.no_new_privileges()

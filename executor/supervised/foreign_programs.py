@@ -59,15 +59,18 @@ class ForeignPrograms:
                 return None
             named = base == _AT_FDCWD or path.startswith(b"/")
             shown = path if named else b"/".join((b"/dev/fd/%d" % base, *([path] if path else [])))
-            with self._within_root_of(caller) as same, acting_as(file_identity(self.proc, caller.directory)):
+            with acting_as(file_identity(self.proc, caller.directory)), self._within_root_of(caller) as same:
                 found = programs.find(path, shown, _Opener(self.proc, caller, base, flags))
-            os.close(found.file)
+                os.close(found.file)
+                described = None if named else base
+                if match := _DESCRIPTOR.fullmatch(path):
+                    described = int(match[1])
+                gone = described is not None and self._closes(caller, described)
         except OSError:
             return None
         if elf.architecture(found.head) != self.architecture or not same:
             return None
-        described = _DESCRIPTOR.fullmatch(path)
-        if (not named and self._closes(caller, base)) or (described and self._closes(caller, int(described[1]))):
+        if gone:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         first = caller.memory.word(argv_at) if argv_at else 0
         rest = argv_at + caller.memory.pointer if first else 0

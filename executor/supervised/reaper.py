@@ -23,10 +23,10 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.sandbox import report, roots, staging
-from executor.sandbox.step_process import RefusedError
+from executor.sandbox.step_process import TRACED, RefusedError
 from executor.sandbox.zygote import StepOutcome
 from executor.snapshotter.rootfs import Directory
-from executor.supervised import chroot_step, step_files
+from executor.supervised import chroot_step, step_files, step_tracer
 from executor.supervised.placements import PlacedFiles
 from executor.supervised.proc_files import ProcFiles
 from executor.supervised.supervisor import Outside, Supervisor
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from executor.snapshotter.records import Record
     from executor.supervised.step_files import Answered
 
-_UNSUPERVISED: Final = "the process that answers a step's system calls has died"
+_UNSUPERVISED: Final = "the process that answers or traces a step's system calls has died"
+NO_EMULATOR: Final = ("", "")
 
 
 class CannotKillError(OSError):
@@ -68,10 +69,14 @@ def kill_all() -> None:
 
 
 class Reaper:
-    """Runs the step ``spec``, whose answer goes to ``reply``. In a process of its own."""
+    """Runs the step ``spec``, whose answer goes to ``reply``. In a process of its own.
 
-    def __init__(self, spec: Spec, reply: socket.socket, output: tuple[int, int]) -> None:
+    ``emulator``: an architecture and the path of the program that a tracer starts its programs by.
+    """
+
+    def __init__(self, spec: Spec, reply: socket.socket, output: tuple[int, int], emulator: tuple[str, str]) -> None:
         self._spec = spec
+        self._emulator = emulator
         self._reply = reply
         self._output = output
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -98,7 +103,7 @@ class Reaper:
             return StepOutcome(unfit=str(error))
         answered = None
         try:
-            answered = step_files.put_all(placements, self._spec, self._is_cancelled)
+            answered = step_files.put_all(placements, self._spec, self._is_cancelled, self._emulator[1])
             outcome = self._run(placements, answered)
         except RefusedError as refused:
             outcome = StepOutcome(refused.code, error=str(refused))
@@ -121,15 +126,22 @@ class Reaper:
     def _run(self, placements: PlacedFiles, answered: Answered) -> StepOutcome:
         ours, theirs = socket.socketpair()
         told, tell = os.pipe2(os.O_CLOEXEC)
-        first = _forked(lambda: _become(self._spec, placements.fd, self._output, theirs, report.StartReporter(tell)))
+        traced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) if self._emulator[0] else None
+        lines = theirs, traced[0] if traced else None
+        first = _forked(lambda: _become(self._spec, placements.fd, self._output, lines, report.StartReporter(tell)))
         theirs.close()
+        beside: list[int] = []
+        if traced is not None:
+            beside.append(_forked(lambda: _trace(traced[1], first, placements.fd, self._emulator)))
+            for line in traced:
+                line.close()
         os.close(tell)
-        supervisor = _forked(lambda: _supervise(ours, placements.fd, answered, self._spec.hostname))
+        supervisor = _forked(lambda: _supervise(ours, placements.fd, answered, self._spec.hostname, beside))
         ours.close()
         for fd in self._output:
             os.close(fd)
-        debug.log("step's process started", pid=first, supervisor=supervisor)
-        self._wait(first, supervisor)
+        debug.log("step's process started", pid=first, supervisor=supervisor, tracer=beside[0] if beside else "none")
+        self._wait(first, (supervisor, *beside))
         kill_all()
         said = report.read(told)
         if said.error or said.unfit:
@@ -137,15 +149,18 @@ class Reaper:
         if first not in self._statuses:
             return StepOutcome(unfit="" if self._cancelled else _UNSUPERVISED)
         code = os.waitstatus_to_exitcode(self._statuses[first])
+        if any(self._statuses.get(each) for each in beside) and not self._cancelled:
+            return StepOutcome(unfit=_UNSUPERVISED)
         debug.log("step's process ended", pid=first, status=code)
         return StepOutcome(128 - code, -code) if code < 0 else StepOutcome(code)
 
-    def _wait(self, first: int, supervisor: int) -> None:
-        """Wait until the process ``first`` or its supervisor has ended, or the step is cancelled."""
+    def _wait(self, first: int, beside: tuple[int, ...]) -> None:
+        """Wait until the process ``first`` has ended or one ``beside`` it has failed, or the step is cancelled."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self._reply, select.POLLIN)
-        while first not in self._statuses and not self._statuses.get(supervisor):  # which may see the end earlier
+        # Those beside it may see the end earlier.
+        while first not in self._statuses and not any(self._statuses.get(each) for each in beside):
             for fd, _ in poll.poll():
                 if fd != self._wake or self._terminated():
                     self._cancelled = True
@@ -171,13 +186,15 @@ def marshalled(record: Record) -> tuple[bytes, int, int, str, int, int]:
     return record.path, record.uid, record.gid, record.device.letter, record.device.major, record.device.minor
 
 
-def serve(spec: Spec, reply: socket.socket, output: tuple[int, int]) -> NoReturn:
+def serve(
+    spec: Spec, reply: socket.socket, output: tuple[int, int], emulator: tuple[str, str] = NO_EMULATOR
+) -> NoReturn:
     """The main function of the reaper's process."""
     try:
         parent = os.getppid()
         syscalls.adopt_orphans()
         syscalls.set_name("kanifold-reap")
-        reaper = Reaper(spec, reply, output)
+        reaper = Reaper(spec, reply, output, emulator)
         syscalls.die_with_parent(signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
@@ -209,10 +226,14 @@ def _forked(main: Callable[[], NoReturn]) -> int:
 
 
 def _become(
-    spec: Spec, root: int, output: tuple[int, int], line: socket.socket, told: report.StartReporter
+    spec: Spec,
+    root: int,
+    output: tuple[int, int],
+    lines: tuple[socket.socket, socket.socket | None],
+    told: report.StartReporter,
 ) -> NoReturn:
     try:
-        chroot_step.become(spec, root, output, line, told)
+        chroot_step.become(spec, root, output, *lines, told)
     except RefusedError as refused:
         told.refused(refused.code, str(refused))
     except BaseException as error:
@@ -221,8 +242,34 @@ def _become(
         os._exit(report.NOT_SET_UP)
 
 
-def _supervise(line: socket.socket, root: int, answered: Answered, hostname: str) -> NoReturn:
-    """The main function of the supervisor's process."""
+def _trace(line: socket.socket, first: int, root: int, emulator: tuple[str, str]) -> NoReturn:
+    """The main function of the tracer's process: it traces the step's process ``first``."""
+    syscalls.die_with_parent()
+    syscalls.set_name("kanifold-tracer")
+    signal.set_wakeup_fd(-1)
+    for each in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(each, signal.SIG_DFL)
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    keep_only(line.fileno(), root, proc)
+    os.fchdir(root)
+    os.chroot(".")
+    os.chdir("/")
+    os.close(root)
+    if not line.recv(16):  # the step did not get that far
+        os._exit(0)
+    try:
+        tracer = step_tracer.attached(first, emulator[0], step_files.emulator_path(emulator[1]), proc)
+    except OSError as error:
+        line.send(str(error).encode())
+        os._exit(0)
+    line.send(TRACED)
+    line.close()
+    tracer.run(first)
+    os._exit(0)
+
+
+def _supervise(line: socket.socket, root: int, answered: Answered, hostname: str, beside: list[int]) -> NoReturn:
+    """The main function of the supervisor's process. ``beside``: others that are not the step's."""
     syscalls.die_with_parent()
     syscalls.set_name("kanifold-answer")
     signal.set_wakeup_fd(-1)
@@ -239,6 +286,6 @@ def _supervise(line: socket.socket, root: int, answered: Answered, hostname: str
     _, fds = receive_fds(line, 16, 1)
     line.close()
     if fds:  # else the step did not get that far
-        proc = ProcFiles(outside.proc, os.getppid(), frozenset({os.getpid()}))
+        proc = ProcFiles(outside.proc, os.getppid(), frozenset({os.getpid(), *beside}))
         Supervisor(fds[0], outside, proc, answered, hostname).run()
     os._exit(0)

@@ -67,16 +67,16 @@ class Answered(msgspec.Struct):
     """The devices that the step makes."""
 
 
-def put_all(placements: PlacedFiles, spec: Spec, cancelled: Callable[[], bool]) -> Answered:
+def put_all(placements: PlacedFiles, spec: Spec, cancelled: Callable[[], bool], emulator: str = "") -> Answered:
     """Put everything into the root that ``spec`` needs. Waits until cache directories are free, or ``cancelled``.
 
-    Raises RefusedError.
+    ``emulator``: a program that the step finds at ``emulator_path``. Raises RefusedError.
     """
     answered = Answered()
     table = mount_table(spec)
     system: dict[str, Callable[[PlacedFiles, Answered], None]] = {
         "/proc": partial(_put_proc, table),
-        "/dev": _put_dev,
+        "/dev": partial(_put_dev, emulator),
         "/sys": _put_sys,
     }
     files = {"/etc/resolv.conf": network.resolv_conf(isolated=False), "/etc/hosts": hosts_file(spec)}
@@ -207,9 +207,16 @@ def _put_proc(table: tuple[bytes, bytes], placements: PlacedFiles, answered: Ans
     placements.put(draft, "/proc")
 
 
-def _put_dev(placements: PlacedFiles, answered: Answered) -> None:
+def emulator_path(emulator: str) -> str:
+    """Return where in its root a step has a copy of the program ``emulator``."""
+    return f"/dev/.{os.path.basename(emulator)}"
+
+
+def _put_dev(emulator: str, placements: PlacedFiles, answered: Answered) -> None:
     draft = placements.draft()
     make_directory(draft, 0o755, (0, 0))
+    if emulator:
+        _copy_program(emulator, f"{draft}/{os.path.basename(emulator_path(emulator))}")
     for name in DEVICE_NAMES:
         _make_device(f"{draft}/{name}", os.stat(f"/dev/{name}"))
         if not _opens(f"{draft}/{name}"):  # a volume that is mounted with nodev, or a user namespace
@@ -220,6 +227,14 @@ def _put_dev(placements: PlacedFiles, answered: Answered) -> None:
         make_directory(f"{draft}/{name}", mode, (0, 0))
     answered.names[_make_empty(f"{draft}/pts/ptmx")] = b"/dev/ptmx"
     placements.put(draft, "/dev")
+
+
+def _copy_program(source: str, path: str) -> None:
+    with open(source, "rb") as original, open(path, "xb") as copy:
+        if not syscalls.share_content(original.fileno(), copy.fileno()):
+            while data := original.read(1 << 20):
+                copy.write(data)
+        os.fchmod(copy.fileno(), 0o555)
 
 
 def _make_device(path: str, status: os.stat_result) -> None:

@@ -11,9 +11,11 @@ import signal
 import socket
 from typing import TYPE_CHECKING, NoReturn
 
+from msgspec.structs import replace
+
 from executor.sandbox.launcher import Launcher
 from executor.supervised import reaper, supervised_zygote
-from platforms import binfmt, debug, syscalls, threads
+from platforms import binfmt, debug, probe, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import EnvironmentUnfit
@@ -26,11 +28,22 @@ def emulated(found: Emulation | EnvironmentUnfit) -> Emulation | EnvironmentUnfi
     """Return how programs of a platform run in such steps, if ``found`` is how they run here, or why they do not."""
     if isinstance(found, EnvironmentUnfit) or found.mode is not EmulationMode.PRIVATE:
         return found
-    return EnvironmentUnfit(
-        f"programs for {found.architecture} do not run here",
-        why="a handler of the build's own takes a user namespace, and steps run in a chroot",
-        remedy="have a handler registered on the host (binfmt_misc), or give the build a node of that architecture",
-    )
+    # A handler of the build's own takes a user namespace, and steps run in a chroot.
+    if reason := probe.traces():
+        return EnvironmentUnfit(
+            f"programs for {found.architecture} do not run here",
+            why=f"tracing a process: {reason}",
+            remedy="allow ptrace(2), or have a handler registered on the host (binfmt_misc), or give the build a node "
+            "of that architecture",
+        )
+    return replace(found, mode=EmulationMode.TRACED)
+
+
+def start_chroot(found: Emulation | EnvironmentUnfit) -> Launcher:
+    """As ``start``, for steps in a chroot. ``found``: how programs of the platform run in them."""
+    if isinstance(found, EnvironmentUnfit) or found.mode is not EmulationMode.TRACED:
+        return start()
+    return start(functools.partial(reaper.serve, emulator=(found.architecture, found.interpreter)))
 
 
 def start_answered(found: Emulation | EnvironmentUnfit | None = None) -> Launcher:
