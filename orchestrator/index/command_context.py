@@ -25,14 +25,16 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def open_context(settings: RegistrySettings, display: Display) -> Iterator[CommandContext]:
-    """Open registry clients with ``settings``. A signal interrupts their requests at once."""
+    """Open registry clients with ``settings``. A signal interrupts their requests at once, as ``cancelled`` does."""
     cancelled = threading.Event()
     ending: SimpleQueue[None] = SimpleQueue()
     before = [signal.signal(each, partial(_stop, ending)) for each in _SIGNALS]
     client = Client(settings, auth.docker_keychain(), cancel=cancelled, tell=partial(_tell, display))
     # Not in the signal's handler: events and connections have locks that the thread which is interrupted may hold, a
     # handler that a second signal interrupts among them. Only the queue's put is reentrant (queue, "SimpleQueue").
-    closing = threading.Thread(target=_close, args=(ending, cancelled, client), name="cancel", daemon=True)
+    signals = threading.Thread(target=_cancel, args=(ending, cancelled), name="signals", daemon=True)
+    closing = threading.Thread(target=_close, args=(cancelled, client), name="cancel", daemon=True)
+    signals.start()
     closing.start()
     try:
         yield CommandContext(client, cancelled, display.emit)
@@ -40,6 +42,7 @@ def open_context(settings: RegistrySettings, display: Display) -> Iterator[Comma
         for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
         ending.put(None)
+        signals.join()
         closing.join()
 
 
@@ -47,9 +50,13 @@ def _stop(ending: SimpleQueue[None], _number: int, _frame: FrameType | None) -> 
     ending.put(None)
 
 
-def _close(ending: SimpleQueue[None], cancelled: threading.Event, client: Client) -> None:
+def _cancel(ending: SimpleQueue[None], cancelled: threading.Event) -> None:
     ending.get()
     cancelled.set()
+
+
+def _close(cancelled: threading.Event, client: Client) -> None:
+    cancelled.wait()
     client.close()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from orchestrator.request import Report, ReportKind
 from orchestrator.view import events
@@ -15,6 +15,8 @@ from orchestrator.view.events import Emit
 from platforms.errors import StoreError
 from platforms.replacing import replacing
 
+SUMMARY_LIMIT: Final = 1 << 20
+"""Maximum number of bytes of a step summary: of a larger one, GitHub shows nothing."""
 Render = Callable[[BuildState, Mapping[str, str]], str]
 """Returns the text of a report for the state at the end of a build."""
 
@@ -90,12 +92,18 @@ class _Recorder:
 def write(report: Report, text: str) -> None:
     """Write the ``text`` of ``report``; a step summary is appended, as several commands of a CI step share the file.
 
-    Raises ``StoreError``.
+    Raises ``StoreError``, also for a step summary that would become larger than ``SUMMARY_LIMIT``.
     """
     try:
         if report.kind == "step-summary":
             with open(report.path, "ab") as file:
-                file.write(text.encode())
+                data = text.encode()
+                if file.tell() + len(data) > SUMMARY_LIMIT:
+                    raise StoreError(
+                        "nothing is added to the step summary",
+                        why=f"it would be larger than {SUMMARY_LIMIT >> 20} MiB, and GitHub then shows nothing of it",
+                    )
+                file.write(data)
         else:
             with replacing(report.path) as file:
                 file.write(text.encode())

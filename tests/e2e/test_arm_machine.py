@@ -60,17 +60,18 @@ def test_the_machine_builds_natively_what_is_built_here_under_emulation(
     project.mkdir()
     (project / "Dockerfile").write_text(STEPS)
     wanted = (
-        "build", project, "--platform", "linux/amd64,linux/arm64", "--secret", f"id=word,src={tmp_path / 'word'}",
+        "build", project, "--secret", f"id=word,src={tmp_path / 'word'}",
         "--build-context", f"base=oci-layout://{busybox.layout}", "--progress", "plain",
         "--build-arg", "SOURCE_DATE_EPOCH=1700000000",
     )  # fmt: skip
+    both = (*wanted, "--platform", "linux/amd64,linux/arm64")
 
     def out(name: str) -> str:
         return f"type=oci,dest={tmp_path / name},rewrite-timestamp=true"
 
-    here = client(*wanted, "-o", out("here"))
+    here = client(*both, "-o", out("here"))
     assert "linux/arm64 (qemu-" in here.err
-    there = client(*wanted, "--node", "local", "--node", f"arm={arm_machine.url}", "-o", out("there"))
+    there = client(*both, "--node", "local", "--node", f"arm={arm_machine.url}", "-o", out("there"))
     assert "[linux/arm64] started: native, arm" in there.err
     assert "[linux/amd64] started: native, local" in there.err
 
@@ -78,6 +79,30 @@ def test_the_machine_builds_natively_what_is_built_here_under_emulation(
     assert (image.text("/machine"), image.text("/tool"), image.text("/bound")) == ("aarch64\n", "x86_64\n", "x86_64\n")
     assert (image.text("/interfaces"), image.text("/cached")) == ("0\n", "cached\ncached\n")
     assert index_digest(tmp_path / "here") == index_digest(tmp_path / "there")
+
+
+def test_a_matrix_of_machines_makes_the_index_of_one_machine(
+    client: Kanifold, arm_machine: ArmMachine, busybox: Base, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "Dockerfile").write_text("FROM base\nRUN seq 400000 > /numbers; uname -m > /machine\nCOPY . /src\n")
+    wanted = (
+        "build", project, "--progress", "plain", "--build-context", f"base=oci-layout://{busybox.layout}",
+        "--build-arg", "SOURCE_DATE_EPOCH=1700000000",
+    )  # fmt: skip
+
+    def out(name: str) -> str:
+        return f"type=oci,dest={tmp_path / name},rewrite-timestamp=true"
+
+    client(*wanted, "--platform", "linux/amd64,linux/arm64", "-o", out("here"))
+    for platform, node in (("linux/amd64", "local"), ("linux/arm64", f"arm={arm_machine.url}")):
+        name = platform.removeprefix("linux/")
+        options = ("--platform", platform, "--node", node, "-o", out(name))
+        assert "started: native" in client(*wanted, *options, KANIFOLD_ROOT=str(tmp_path / f"store-{name}")).err
+    parts = [f"oci-layout://{tmp_path / name}" for name in ("amd64", "arm64")]
+    client("index", "create", "-t", f"oci-layout://{tmp_path / 'joined'}", *parts)
+    assert index_digest(tmp_path / "joined") == index_digest(tmp_path / "here")
 
 
 def test_a_machine_that_is_switched_off_within_a_step_leaves_the_build_to_emulation(

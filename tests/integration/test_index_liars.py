@@ -384,7 +384,6 @@ def test_an_edit_of_what_may_not_be_read_is_refused(run: Run, places: tuple[Plac
             run(*words, f"{here.host}/app:1", "--annotation", "a=b")
 
 
-@pytest.mark.slow  # the answer is given up after a minute
 def test_other_transfers_are_not_waited_for_when_one_fails(run: Run, places: tuple[Place, Place]) -> None:
     here, there = places
     images = Images()

@@ -320,6 +320,18 @@ def test_reports_are_written_before_the_last_event_and_the_summary_is_appended(t
     assert summary.read_text().startswith("before\n### kanifold")
 
 
+def test_a_summary_that_would_be_too_large_for_github_is_a_warning(tmp_path: Path) -> None:
+    summary = tmp_path / "summary"
+    summary.write_bytes(bytes((1 << 20) - 10))
+    told: list[Event] = []
+    with reported((Report("step-summary", str(summary)),), told.append) as emit:
+        for event in story.good():
+            emit(event)
+    [warning] = [each for each in told if isinstance(each, events.WarningRaised) and "summary" in each.problem.what]
+    assert "1 MiB" in warning.problem.why
+    assert summary.stat().st_size == (1 << 20) - 10
+
+
 def test_a_report_that_cannot_be_written_is_an_error_of_a_good_build_and_else_a_warning(tmp_path: Path) -> None:
     reports = (Report("junit", str(tmp_path / "none" / "x")), Report("step-summary", str(tmp_path / "none" / "y")))
     told: list[Event] = []
