@@ -205,7 +205,7 @@ async def _made(build: _Build, plan: BuildPlan | None) -> PreparedImage:
         from orchestrator import fetching
 
         plan = await fetching.plan(request, build.scratch, build.emit, session.capacity.fetched)  # (2)
-    refuse_unfit(request, plan, build.placements)
+    refuse_unfit(plan, build.placements)
     for warning in warnings.missing_epoch(request, plan):
         build.emit(warning)
     name = os.path.basename(build.scratch)

@@ -38,7 +38,7 @@ def show(request: BuildRequest, plan: BuildPlan | None, nodes: Sequence[Node]) -
     request = replace(request, builder=build_platform(placements, nodes))
     shared: Mapping[Platform, SharedStages] = {}
     if plan is not None:
-        refuse_unfit(request, plan, placements.each)
+        refuse_unfit(plan, placements.each)
         plan = planning.at_hand(request) or plan
         shared = shared_stages([(each, making.job(request, plan, each, "")) for each in placements.each], nodes)
     run = _DryRun(request, plan, nodes, placements, shared)

@@ -31,7 +31,7 @@ from orchestrator.request import BuildRequest
 from orchestrator.results import BuildResult, Image, PlatformResult
 from orchestrator.view import events
 from orchestrator.view.events import Emit
-from platforms import satisfies
+from platforms import extended, satisfies
 from platforms.errors import KanifoldError, ProtocolError
 
 
@@ -98,7 +98,8 @@ async def verify(built: PlatformResult, registry: Registry, repository: Referenc
             f"the image for {platform} says that it is for {config.platform}",
             why="its config does not match the platform that was asked for",
         )
-    spec = PlatformSpec(platform.architecture, platform.os, platform.variant, platform.os_version, platform.os_features)
+    own = extended(platform, config.platform)
+    spec = PlatformSpec(own.architecture, own.os, own.variant, own.os_version, own.os_features)
     descriptor = Descriptor(document.media_type, result.manifest.digest, len(data), spec)
     return Image(platform, document, descriptor, data, partial(blobs.open, store))
 

@@ -9,6 +9,6 @@ from platforms.loading import without
 with without("typing_extensions"):
     import msgspec as _  # noqa: F401
 
-from platforms.platform import Platform, candidates, normalise, satisfies, select
+from platforms.platform import Platform, candidates, extended, normalise, satisfies, select
 
-__all__ = ["Platform", "candidates", "normalise", "satisfies", "select"]
+__all__ = ["Platform", "candidates", "extended", "normalise", "satisfies", "select"]

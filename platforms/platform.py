@@ -134,14 +134,28 @@ def satisfies(want: Platform, image: Platform) -> bool:
     return _same(wanted, own)
 
 
+def extended(want: Platform, base: Platform) -> Platform:
+    """Return ``want`` with the version and the features of the system of ``base``, an image for Windows, unless it has
+    its own (BuildKit, dockerui/build.go, extendWindowsPlatform)."""
+    if not want.os == base.os.lower() == "windows":
+        return want
+    version, features = want.os_version or base.os_version, want.os_features or base.os_features
+    return replace(want, os_version=version, os_features=features)
+
+
 def _same(want: Platform, image: Platform) -> bool:
     """Whether both, normalised, have the same system and architecture, ``image`` has no feature that ``want`` lacks,
     and on Windows the same build."""
     return (
         (want.os, want.architecture, want.variant) == (image.os, image.architecture, image.variant)
-        and set(image.os_features) <= set(want.os_features)
+        and _features(image) <= set(want.os_features)
         and (want.os != "windows" or _same_build(want.os_version, image.os_version))
     )
+
+
+def _features(image: Platform) -> set[str]:
+    """Return the features that a host needs for ``image``; every Windows that runs such images has win32k."""
+    return set(image.os_features) - ({"win32k"} if image.os == "windows" else set())
 
 
 def _same_build(want: str, image: str) -> bool:

@@ -426,7 +426,7 @@ class _Checker(msgspec.Struct):
                 if not isinstance(done, kinds.Healthcheck) and done.shell and not scene.has_shell:
                     self.note(rules.JSON_ARGS_RECOMMENDED, place, done.keyword, comments=comments)
             case kinds.Workdir():
-                if not scene.workdir_set and not done.path.startswith("/"):
+                if not scene.workdir_set and not multiplatform.is_absolute(done.path, self.targets):
                     self.note(rules.WORKDIR_RELATIVE_PATH, place, quoted(done.path), comments=comments)
                 scene.workdir_set = True
             case kinds.Shell():

@@ -33,6 +33,7 @@ _ASKS_MACHINE: Final = re.compile(
     re.MULTILINE,
 )
 _KNOWS_TARGET: Final = re.compile(r"TARGET(?:ARCH|PLATFORM|VARIANT|OS)\b")
+_ABSOLUTE: Final = re.compile(r"(?:[Cc]:)?[\\/]")
 _URL: Final = re.compile(r"(?:https?|ftp)://[^\s\"'`<>|;()]+")
 _ARCHITECTURES: Final = {
     "amd64": "amd64",
@@ -111,6 +112,12 @@ def machine_answers(
 def for_windows(dockerfile: Dockerfile) -> bool:
     """Whether the Dockerfile is for Windows, where machine queries differ and ` is the escape character."""
     return dockerfile.escape == "`"
+
+
+def is_absolute(path: str, targets: Collection[str]) -> bool:
+    r"""Whether ``path`` is absolute on all ``targets``: on Windows, ``\app`` and ``C:\app`` are, too."""
+    windows = bool(targets) and all(each.startswith("windows") for each in targets)
+    return path.startswith("/") or (windows and _ABSOLUTE.match(path) is not None)
 
 
 def single_platform_urls(instruction: Instruction, stage: str, targets: Iterable[str]) -> Iterator[Violation]:

@@ -67,7 +67,9 @@ class ImageConfig(msgspec.Struct, frozen=True):
 
 
 def empty(platform: Platform) -> ImageConfig:
-    """Return the config of ``FROM scratch``."""
+    """Return the config of ``FROM scratch``. Windows sets PATH itself."""
+    if platform.os == "windows":
+        return ImageConfig(platform, working_dir="/")
     return ImageConfig(platform, env=(("PATH", DEFAULT_PATH),), working_dir="/")
 
 

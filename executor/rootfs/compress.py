@@ -27,6 +27,7 @@ import msgspec
 from executor.rootfs import tarwriter
 from executor.rootfs.entry import Entry
 from executor.rootfs.streams import Digest, Readable
+from executor.rootfs.tarwriter import HeaderOf
 from platforms.descriptors import write_all
 from platforms.errors import ArchiveError, UsageError
 
@@ -64,15 +65,21 @@ class CompressedLayer(msgspec.Struct, frozen=True):
     uncompressed_size: int
 
 
-def pack(entries: Iterable[Entry], path: str, compression: str = "gzip", level: int | None = None) -> CompressedLayer:
-    """Write the layer of ``entries``, in the order given, to the file ``path``.
+def pack(
+    entries: Iterable[Entry],
+    path: str,
+    compression: str = "gzip",
+    level: int | None = None,
+    header_of: HeaderOf | None = None,
+) -> CompressedLayer:
+    """Write the layer of ``entries``, in the order given, to the file ``path``. ``header_of``: as for ``tarwriter``.
 
     ``compression`` is ``gzip`` (levels 0 to 9, default 2), ``zstd`` (1 to 22, default 3) or ``uncompressed``. An
     existing file is overwritten; a link at ``path`` is refused. Nothing is synced. After an error the content of the
     file is undefined. Raises what ``tarwriter.write`` raises, and ``UsageError``.
     """
     with Packer(path, compression, level) as packer:
-        tarwriter.write(entries, packer.write)
+        tarwriter.write(entries, packer.write, header_of)
         return packer.finish()
 
 

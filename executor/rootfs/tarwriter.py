@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 from zlib import adler32
 
@@ -30,6 +30,9 @@ END: Final = bytes(1024)
 
 Out = Callable[[bytes | memoryview], object]
 """Receives the next bytes; a view is valid only during the call."""
+
+HeaderOf = Callable[[Entry], bytes]
+"""Returns the header of an entry."""
 
 _TYPE: Final = {
     Kind.FILE: b"0",
@@ -90,22 +93,24 @@ def _target(found: list[Entry], places: dict[bytes, int], at: int) -> int | None
     return None
 
 
-def write(entries: Iterable[Entry], out: Out) -> None:
+def write(entries: Iterable[Entry], out: Out, header_of: HeaderOf | None = None) -> None:
     """Pass the tar archive of ``entries`` to ``out``; otherwise as ``write_open``."""
-    write_open(entries, out)
+    write_open(entries, out, header_of)
     out(END)
 
 
-def write_open(entries: Iterable[Entry], out: Out) -> None:
+def write_open(entries: Iterable[Entry], out: Out, header_of: HeaderOf | None = None) -> None:
     """Pass the tar archive of ``entries``, in the order given and without its ``END``, to ``out`` piece by piece.
 
-    In constant memory. Raises ``BuildError`` if a file does not have the size in its entry (it was changed since) or is
-    not a regular file; ``OSError`` if it cannot be read.
+    ``header_of`` (default: ``header``) returns the header of an entry. In constant memory. Raises ``BuildError`` if a
+    file does not have the size in its entry (it was changed since) or is not a regular file; ``OSError`` if it cannot
+    be read.
     """
     pending: list[bytes] = []
     size = 0
+    header_of = header_of or header
     for entry in entries:
-        head = _header(entry)
+        head = header_of(entry)
         pending.append(head)
         size += len(head)
         content = entry.size
@@ -128,15 +133,17 @@ def write_open(entries: Iterable[Entry], out: Out) -> None:
         out(b"".join(pending))
 
 
-def _header(entry: Entry) -> bytes:
+def header(entry: Entry, more: Sequence[tuple[bytes, bytes]] = (), type_: int = 0) -> bytes:
+    """Return the header of ``entry``, extended headers included: with the records ``more``, and with ``type_`` (bits of
+    ``S_IFMT``) in the mode, which is only of use to readers of Windows layers."""
     kind, path = entry.kind, entry.path
     if kind is Kind.WHITEOUT or kind is Kind.OPAQUE:
-        return _marker(entry)
+        return header(_marker(entry), more, type_)
     name = path + b"/" if kind is Kind.DIRECTORY else path
     link, prefix, device = entry.link, b"", _NO_DEVICE
     uid, gid, mtime = entry.uid, entry.gid, entry.mtime_ns // 1_000_000_000
     size = entry.size if kind is Kind.FILE else 0
-    records: list[tuple[bytes, bytes]] = []
+    records: list[tuple[bytes, bytes]] = [*more]
 
     if not name.isascii():
         records.append((b"path", name))
@@ -174,7 +181,7 @@ def _header(entry: Entry) -> bytes:
         name = b"./"
     head = _HEADER % (
         name.ljust(100, b"\0"),
-        0o777 if kind is Kind.SYMLINK else entry.mode & 0o7777,  # what Linux says of every link
+        0o777 if kind is Kind.SYMLINK else entry.mode & 0o7777 | type_,  # what Linux says of every link
         uid,
         gid,
         size,
@@ -187,15 +194,14 @@ def _header(entry: Entry) -> bytes:
     return _extended(records) + _with_checksum(head) if records else _with_checksum(head)
 
 
-def _marker(entry: Entry) -> bytes:
-    """Return the header of a deletion or an opaque mark: an empty file without owner, mode or time, as by
-    containerd."""
+def _marker(entry: Entry) -> Entry:
+    """Return the file for a deletion or an opaque mark: empty, without owner, mode or time, as by containerd."""
     parent, slash, name = entry.path.rpartition(b"/")
     if entry.kind is Kind.WHITEOUT:
         path = parent + slash + WHITEOUT_PREFIX + name
     else:
         path = entry.path + b"/" + OPAQUE_NAME if entry.path else OPAQUE_NAME
-    return _header(Entry(path, Kind.FILE, mode=0))
+    return Entry(path, Kind.FILE, mode=0)
 
 
 def _with_checksum(head: bytes) -> bytes:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from executor.snapshotter.plain import Plain
     from executor.snapshotter.records import Record
     from executor.snapshotter.snapshotter import Snapshotter
-    from executor.snapshotter.unpack import Unpacked, UnpackLimits
+    from executor.snapshotter.unpack import Meaning, Unpacked, UnpackLimits
     from executor.store.snapshots import Snapshot
     from executor.store.store import Store
 
@@ -123,8 +123,8 @@ class OverlaysOrPlain:
     def add_mount_points(self, active: ActiveRoot, made_ns: int) -> None:
         self._maker(active).add_mount_points(active, made_ns)
 
-    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
-        return self._maker(active).apply(active, stream, limits)
+    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits, meant: Meaning) -> Unpacked:
+        return self._maker(active).apply(active, stream, limits, meant)
 
     def commit(self, active: ActiveRoot, *, keys: tuple[str, ...], description: str = "") -> Snapshot:
         return self._maker(active).commit(active, keys=keys, description=description)

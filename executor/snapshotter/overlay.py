@@ -19,7 +19,7 @@ from executor.snapshotter.overlayfs import mount_stack, part_of
 from executor.snapshotter.records import Applied, Read, Stack, applied_as_seen
 from executor.snapshotter.rootfs import Overlay
 from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
-from executor.snapshotter.unpack import Unpacked, UnpackLimits, unpack_onto
+from executor.snapshotter.unpack import Meaning, Unpacked, UnpackLimits, unpack_onto
 from executor.store import removal, snapshots
 from executor.store.snapshots import Snapshot
 from platforms import syscalls
@@ -74,11 +74,11 @@ class Overlays:
     def add_mount_points(self, active: ActiveRoot, made_ns: int) -> None:
         make_mount_points(self.view(active.parents), active.snapshot.fs, made_ns)
 
-    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
+    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits, meant: Meaning) -> Unpacked:
         draft, directories = active.snapshot, stacked(active.parents)
         merged = mount_stack(directories, self._empty, upper=draft.fs, work=draft.work)
         try:
-            unpacked = unpack_onto(stream, f"/proc/self/fd/{merged}", limits=limits)
+            unpacked = unpack_onto(stream, f"/proc/self/fd/{merged}", limits=limits, meant=meant)
         finally:
             os.close(merged)
         below = Stack(directories, self.recorded)

@@ -35,7 +35,7 @@ from executor.snapshotter.materialise import fill, finish
 from executor.snapshotter.records import Read, Stack
 from executor.snapshotter.rootfs import Directory
 from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
-from executor.snapshotter.unpack import Unpacked, UnpackLimits, unpack_onto
+from executor.snapshotter.unpack import Meaning, Unpacked, UnpackLimits, unpack_onto
 from executor.store import faults, removal, snapshots
 from executor.store.snapshots import Snapshot
 from platforms import syscalls
@@ -109,10 +109,10 @@ class Plain:
     def add_mount_points(self, active: ActiveRoot, made_ns: int) -> None:
         make_mount_points(self.view(active.parents), written(active), made_ns)
 
-    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
+    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits, meant: Meaning) -> Unpacked:
         directory = written(active)
         before = Before(directory, wait_for_clock_tick())
-        unpacked = unpack_onto(stream, directory, limits=limits, devices=self._mounts)
+        unpacked = unpack_onto(stream, directory, limits=limits, meant=meant, devices=self._mounts)
         records.rewrite(directory, unpacked.recorded_onto(before.carried(), records.read(directory).get))
         return unpacked
 

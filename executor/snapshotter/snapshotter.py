@@ -22,7 +22,7 @@ from platforms.paths import below
 if TYPE_CHECKING:
     from executor.rootfs.entry import Entry
     from executor.rootfs.streams import Readable
-    from executor.snapshotter.unpack import Unpacked, UnpackLimits
+    from executor.snapshotter.unpack import Meaning, Unpacked, UnpackLimits
 
 Parents = tuple[Snapshot, ...]
 """The snapshots that a file system is made of, bottom first, as an image names its layers; () for an empty one."""
@@ -63,8 +63,8 @@ class Snapshotter(Protocol):
         """Make those of MOUNT_POINTS that ``active`` lacks, dated ``made_ns``. They become part of the snapshot."""
         ...
 
-    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits) -> Unpacked:
-        """Apply the archive of a layer to ``active``. Raises as ``unpack.unpack_onto`` does."""
+    def apply(self, active: ActiveRoot, stream: Readable, limits: UnpackLimits, meant: Meaning) -> Unpacked:
+        """Apply the archive of a layer to ``active``. Otherwise as ``unpack.unpack_onto``."""
         ...
 
     def commit(self, active: ActiveRoot, *, keys: tuple[str, ...], description: str = "") -> Snapshot:

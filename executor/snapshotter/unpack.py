@@ -34,6 +34,29 @@ _DISK_BLOCK: Final = 4096
 _HOST_FAULTS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENFILE, errno.EMFILE})
 
 
+Meaning = Callable[[Entry], Entry | None]
+"""Returns the entry of the file system for one of the archive; None for one that is not part of it."""
+
+
+def layer_entry(entry: Entry) -> Entry | None:
+    """Return the meaning of ``entry`` in a layer (image-spec layer.md, Whiteouts); None for AUFS's own files."""
+    path = entry.path
+    at = path.rfind(WHITEOUT_PREFIX)
+    if at < 0:
+        return entry
+    parent, _, name = path.rpartition(b"/")
+    if name == OPAQUE_NAME:
+        return Entry(parent, Kind.OPAQUE)
+    if path.startswith(_AUFS) or b"/" + _AUFS in path:
+        return None
+    if not name.startswith(WHITEOUT_PREFIX):
+        return entry
+    name = name[len(WHITEOUT_PREFIX) :]
+    if name in (b"", b".", b".."):
+        raise ArchiveError(f"archive refused at {os.fsdecode(path)}", why="it deletes a directory from inside")
+    return replace(entry, path=parent + b"/" + name if parent else name, kind=Kind.WHITEOUT, size=0)
+
+
 class UnpackLimits(msgspec.Struct, frozen=True):
     """Maximum size of a layer."""
 
@@ -76,8 +99,8 @@ class Unpacked(msgspec.Struct, frozen=True):
         return tuple((found | {each.path: each for each in self.records}).values())
 
 
-def unpack(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacked:
-    """Unpack the layer archive ``stream`` to ``directory``, which is empty.
+def unpack(stream: Readable, directory: str, *, limits: UnpackLimits, meant: Meaning = layer_entry) -> Unpacked:
+    """Unpack the layer archive ``stream`` to ``directory``, which is empty. ``meant`` is that of the layer's form.
 
     The directory can become a lower directory of an overlay mount with ``userxattr``. What the kernel refused is
     recorded beside it (see ``records``). Nothing is synced; after an error the directory holds what was unpacked so
@@ -85,21 +108,23 @@ def unpack(stream: Readable, directory: str, *, limits: UnpackLimits) -> Unpacke
     the disk is full or fails.
     """
     with Lower(directory) as lower:
-        counts = _apply_all(stream, lower, limits, _layer_entry)
+        counts = _apply_all(stream, lower, limits, meant)
         implicit = lower.implicit
         needs_parents = bool(implicit) or lower.incomplete
         records.write(directory, lower.records)
         return Unpacked(*counts, implicit, needs_parents, lower.records)
 
 
-def unpack_onto(stream: Readable, directory: str, *, limits: UnpackLimits, devices: bool = True) -> Unpacked:
+def unpack_onto(
+    stream: Readable, directory: str, *, limits: UnpackLimits, meant: Meaning = layer_entry, devices: bool = True
+) -> Unpacked:
     """Apply the layer archive that ``stream`` gives to the tree in ``directory``; otherwise as ``unpack``.
 
     The tree is an overlay mount of the layers below (see ``stack``), or a plain directory that they were applied to.
     What the kernel has refused is only in the result.
     """
     with Merged(directory, devices=devices) as merged:
-        counts = _apply_all(stream, merged, limits, _layer_entry)
+        counts = _apply_all(stream, merged, limits, meant)
         return Unpacked(
             *counts, merged.implicit, records=merged.records, given=merged.given, links=tuple(merged.links.items())
         )
@@ -139,9 +164,7 @@ def hand_over(stream: Readable, directory: str, *, limits: UnpackLimits) -> None
         _apply_all(stream, applier, limits, meant)
 
 
-def _apply_all(
-    stream: Readable, applier: Applier, limits: UnpackLimits, meant: Callable[[Entry], Entry | None]
-) -> tuple[str, int, int, int]:
+def _apply_all(stream: Readable, applier: Applier, limits: UnpackLimits, meant: Meaning) -> tuple[str, int, int, int]:
     """Apply all entries, as ``meant`` translates them; return the first four fields of ``Unpacked``."""
     digest = Digest()
     content = _Content()
@@ -176,25 +199,6 @@ def _apply_all(
 def _of_here(entry: Entry) -> Entry:
     """Return ``entry`` as a file of this machine can be: extended attributes in archives are Linux's."""
     return entry if sys.platform == "linux" or not entry.xattrs else replace(entry, xattrs=())
-
-
-def _layer_entry(entry: Entry) -> Entry | None:
-    """Return the meaning of ``entry`` in a layer (image-spec layer.md, Whiteouts); None for AUFS's own files."""
-    path = entry.path
-    at = path.rfind(WHITEOUT_PREFIX)
-    if at < 0:
-        return entry
-    parent, _, name = path.rpartition(b"/")
-    if name == OPAQUE_NAME:
-        return Entry(parent, Kind.OPAQUE)
-    if path.startswith(_AUFS) or b"/" + _AUFS in path:
-        return None
-    if not name.startswith(WHITEOUT_PREFIX):
-        return entry
-    name = name[len(WHITEOUT_PREFIX) :]
-    if name in (b"", b".", b".."):
-        raise ArchiveError(f"archive refused at {os.fsdecode(path)}", why="it deletes a directory from inside")
-    return replace(entry, path=parent + b"/" + name if parent else name, kind=Kind.WHITEOUT, size=0)
 
 
 class _Tapped:

@@ -32,13 +32,13 @@ from executor.snapshotter.unpack import Unpacked
 from executor.solver.cache import LayerRecord
 from executor.solver.inflight import InFlightBlob, RetryRead, fetch_blob
 from executor.solver.inputs import Input
-from executor.solver.layer import Layer, LayerBlob, kind_of, media_type, opened
+from executor.solver.layer import Layer, LayerBlob, LayerForm, form_of, kind_of, media_type, opened
 from executor.solver.lazy import Lazy, ready
 from executor.solver.lifetime import Cancellation, ScratchSpace
 from executor.store import blobs, faults, locks, metadata_cache, snapshots
 from executor.store.snapshots import Snapshot
 from executor.store.store import Store
-from platforms import Platform, decoding, satisfies
+from platforms import Platform, decoding, extended, satisfies
 from platforms.errors import ArchiveError, KanifoldError, Problem
 from platforms.paths import below
 
@@ -189,18 +189,21 @@ class Bases(msgspec.Struct, frozen=True):
                 remedy="use an image that has the platform, or say FROM --platform= what you mean",
             )
             self.conversation.send(BuildWarning(problem, problem.kind))
-        return Base(name, replace(config, platform=platform), self._layers(source, document, config))
+        return Base(
+            name, replace(config, platform=extended(platform, config.platform)), self._layers(source, document, config)
+        )
 
     def _layers(self, source: BaseSource, manifest: Manifest, config: ImageConfig) -> tuple[Layer, ...]:
         """Return the layers of ``manifest``, bottom first. Downloads nothing."""
         layers: list[Layer] = []
         created = [each.created for each in config.history if not each.empty_layer]
+        form = form_of(config.platform)
         wanted = mediatypes.to_oci(media_type(self.job))
         for position, (descriptor, diff_id) in enumerate(zip(manifest.layers, config.diff_ids, strict=True)):
             download = _LayerDownload(self, source, descriptor, InFlightBlob())
             content = Lazy(download.path)
             chain = chain_id(config.diff_ids[: position + 1])
-            part = _BaseLayer(self, descriptor, diff_id, chain, tuple(layers), content, download.arrival)
+            part = _BaseLayer(self, descriptor, diff_id, chain, tuple(layers), content, download.arrival, form)
             layer = Layer(
                 snapshot=Lazy(part.snapshot),
                 blob=ready(LayerBlob(diff_id, replace(descriptor, annotations=(), platform=None))),
@@ -319,6 +322,7 @@ class _BaseLayer(msgspec.Struct, frozen=True):
     content: Lazy[str]
     arrival: InFlightBlob
     """The download of ``content``."""
+    form: LayerForm
 
     def is_unpacked(self) -> bool:
         """Whether the store has the snapshot."""
@@ -342,10 +346,10 @@ class _BaseLayer(msgspec.Struct, frozen=True):
 
     def _find(self) -> Snapshot | None:
         store = self.bases.store
-        return snapshots.find(store, self.diff_id) or snapshots.find(store, self.chain)
+        return snapshots.find(store, self.form.key(self.diff_id)) or snapshots.find(store, self.form.key(self.chain))
 
     def _unpack(self) -> Snapshot:
-        store, digest = self.bases.store, self.descriptor.digest
+        store, digest, meant = self.bases.store, self.descriptor.digest, self.form.meant
         draft = snapshots.prepare(store)
         try:
             here = blobs.has(store, digest)
@@ -355,12 +359,14 @@ class _BaseLayer(msgspec.Struct, frozen=True):
                 draft = snapshots.prepare(store)
                 self.content()
                 with blobs.open_unverified(store, digest) as file:  # the diff id verifies it
-                    unpacked = unpack.unpack(self._read(file), draft.fs, limits=unpack.UnpackLimits())
+                    unpacked = unpack.unpack(self._read(file), draft.fs, limits=unpack.UnpackLimits(), meant=meant)
             if unpacked.needs_parents and self.below:
                 snapshots.discard(store, draft)
                 return self._apply()
             self._check(unpacked)
-            return snapshots.commit(store, draft, diff_id=self.diff_id, size=unpacked.occupied, keys=(self.diff_id,))
+            return snapshots.commit(
+                store, draft, diff_id=self.diff_id, size=unpacked.occupied, keys=(self.form.key(self.diff_id),)
+            )
         except BaseException as error:
             if os.path.isdir(draft.fs):
                 snapshots.discard(store, draft)
@@ -374,8 +380,8 @@ class _BaseLayer(msgspec.Struct, frozen=True):
         active = snapshotter.prepare(tuple(each.snapshot() for each in self.below))
         try:
             with blobs.open_unverified(self.bases.store, self.descriptor.digest) as file:
-                self._check(snapshotter.apply(active, self._read(file), unpack.UnpackLimits()))
-            return snapshotter.commit(active, keys=(self.chain,))
+                self._check(snapshotter.apply(active, self._read(file), unpack.UnpackLimits(), self.form.meant))
+            return snapshotter.commit(active, keys=(self.form.key(self.chain),))
         except BaseException:
             snapshotter.remove(active)
             raise
@@ -404,7 +410,9 @@ class _BaseLayer(msgspec.Struct, frozen=True):
                 return None
             with following:
                 try:
-                    unpacked = unpack.unpack(self._read(following), directory, limits=unpack.UnpackLimits())
+                    unpacked = unpack.unpack(
+                        self._read(following), directory, limits=unpack.UnpackLimits(), meant=self.form.meant
+                    )
                 except (KanifoldError, RetryRead):
                     coming.result()
                     if arrival.void:

@@ -151,7 +151,9 @@ class StepCache:
         if layer is None:
             # Another job of this build has the result, but may not have packed it yet, and may fail before it does.
             entries = _RecomputedEntries(Lazy(step.make), entry.result) if again else None
-            layer = self._services.layers.from_result(entry.layer, entry.created, entries, _below(step))
+            layer = self._services.layers.from_result(
+                entry.layer, entry.created, entries, _below(step), step.state.form
+            )
             if in_image and self._is_ours(entry):
                 self._image.layer(layer)
         deferred = not held and not again
@@ -205,7 +207,9 @@ class StepCache:
         """Make ``step`` and record it under the keys ``known``."""
         made = step.make()
         entry = CacheEntry(made.result, self._services.now(), self._job.build)
-        layer = self._services.layers.from_result(made.result, entry.created, made.entries, _below(step))
+        layer = self._services.layers.from_result(
+            made.result, entry.created, made.entries, _below(step), step.state.form
+        )
         # Before the step is recorded, so that this job, which has the entries, packs the layer.
         if in_image:
             self._image.layer(layer)

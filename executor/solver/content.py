@@ -187,9 +187,13 @@ class Contents(msgspec.Struct, frozen=True):
         metadata_cache.put(self.store, "look", fact, found.encode())
         return SelectionDigest(found, walked.signature)
 
-    def name(self, entries: SpooledList[Entry]) -> str:
-        """Return the name of the layer with ``entries``. Layers of equal names are equal, byte by byte."""
-        return keys.key("layer", keys.Rows(len(entries), partial(self._rows, entries)), self.latest)
+    def name(self, entries: SpooledList[Entry], form: tuple[str, ...] = ()) -> str:
+        """Return the name of the layer with ``entries``, and with ``form`` (``LayerForm.key_parts``).
+
+        Layers of equal names are equal, byte by byte.
+        """
+        rows = keys.Rows(len(entries), partial(self._rows, entries))
+        return keys.key("layer", rows, self.latest, *form)
 
     def _rows(self, entries: Iterable[Entry]) -> Iterator[bytes]:
         """Yield the encoded ``entries``, for a key."""

@@ -77,7 +77,7 @@ class CopyStep(msgspec.Struct, frozen=True):
         input_.mark_static()  # the sources have inputs of their own
         return (
             "add" if isinstance(instruction, Add) else "copy",
-            "" if self._alone else self.state.tree,
+            self.state.shown("" if self._alone else self.state.tree),
             self._destination,
             instruction.chown,
             instruction.chmod,
@@ -96,7 +96,7 @@ class CopyStep(msgspec.Struct, frozen=True):
         plan = copying.CopyPlan(tree, self.contents.directory, self.made_ns)
         self.sources.copy_to(plan, self._destination, self._options())
         entries = plan.finish()
-        return Made(self.contents.name(entries), entries)
+        return Made(self.contents.name(entries, self.state.form.key_parts), entries)
 
     @property
     def _alone(self) -> bool:
@@ -114,7 +114,12 @@ class CopyStep(msgspec.Struct, frozen=True):
     def _destination(self) -> str:
         """The destination: absolute; a trailing ``/`` or ``/.`` is kept."""
         text = self.instruction.destination
-        path = normal_path(self.state.workdir, text or ".")
+        if self.state.windows:
+            from executor.solver import windows_paths
+
+            path, text = windows_paths.normal_path(self.state.workdir, text or "."), windows_paths.slashed(text)
+        else:
+            path = normal_path(self.state.workdir, text or ".")
         if text in ("", ".") or text.endswith(("/", "/.")):
             return path.rstrip("/") + "/"
         return path

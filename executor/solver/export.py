@@ -30,7 +30,7 @@ from executor.store import blobs, locks, metadata_cache
 from executor.store.store import Store
 from platforms.decoding import decode
 from platforms.errors import RegistryError
-from platforms.platform import Platform
+from platforms.platform import Platform, extended
 
 if TYPE_CHECKING:
     from executor.registry.client import Client
@@ -214,7 +214,7 @@ def finished_config(job: protocol.Job, target: Platform, state: State, diff_ids:
     created = next((each.created for each in reversed(history) if each.created), "")
     return replace(
         config,
-        platform=target if not job.options.implicit_platform else state.platform,
+        platform=state.platform if job.options.implicit_platform else extended(target, config.platform),
         labels=tuple(sorted(labels.items())),
         history=history,
         created=created or _rfc3339(job.epoch) or _rfc3339(0),

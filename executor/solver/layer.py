@@ -17,7 +17,7 @@ from executor.image import mediatypes
 from executor.image.manifest import Descriptor
 from executor.registry.reference import Reference
 from executor.registry.reference import parse as parse_reference
-from executor.rootfs import compress, elf_audit
+from executor.rootfs import compress, elf_audit, tarwriter
 from executor.rootfs.compress import Decompressed
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.streams import Readable
@@ -29,6 +29,7 @@ from executor.solver.lifetime import Cancellation
 from executor.store import blobs, faults, locks, removal, snapshots
 from executor.store.snapshots import Snapshot
 from executor.store.store import Store
+from platforms import Platform
 from platforms.errors import Interrupted, KanifoldError, StoreError
 
 if TYPE_CHECKING:
@@ -38,6 +39,45 @@ if TYPE_CHECKING:
 
 _PATHS_KEPT: Final = 2000
 """Paths of ELF files that are recorded for a layer and architecture."""
+
+
+class LayerForm(msgspec.Struct, frozen=True):
+    """How a layer is written to an archive, and read from one."""
+
+    name: str
+    """For cache keys; "" for the usual form."""
+    arranged: Callable[[Iterable[Entry]], Iterable[Entry]]
+    """Returns the entries of the archive for those of a file system."""
+    header: Callable[[Entry], bytes]
+    """Returns the header of an entry of the archive."""
+    meant: Callable[[Entry], Entry | None]
+    """Returns the entry of a file system for one of the archive; None for one that is not part of it."""
+
+    @property
+    def key_parts(self) -> tuple[str, ...]:
+        """What a cache key contains of it: nothing for the usual form."""
+        return (self.name,) if self.name else ()
+
+    def key(self, name: str) -> str:
+        """Return the key in the store of what is called ``name`` in the usual form."""
+        return f"{self.name} {name}" if self.name else name
+
+
+def _unchanged(entries: Iterable[Entry]) -> Iterable[Entry]:
+    return entries
+
+
+USUAL: Final = LayerForm("", _unchanged, tarwriter.header, unpack.layer_entry)
+"""The form of layers for Linux, and for every other system but Windows."""
+
+
+def form_of(platform: Platform) -> LayerForm:
+    """Return the form of the layers of a base image for ``platform``, and of the layers upon them."""
+    if platform.os.lower() != "windows":
+        return USUAL
+    from executor.snapshotter import windows_layer as windows  # late: few builds are for Windows
+
+    return LayerForm("windows", windows.arranged, windows.header, windows.meant)
 
 
 class LayerBlob(msgspec.Struct, frozen=True):
@@ -81,14 +121,15 @@ class Layers(msgspec.Struct, frozen=True):
     remote_caches: Lazy[RemoteCaches]
 
     def from_result(
-        self, result: str, created: str, entries: Iterable[Entry] | None, below: tuple[Layer, ...]
+        self, result: str, created: str, entries: Iterable[Entry] | None, below: tuple[Layer, ...], form: LayerForm
     ) -> Layer:
-        """Return the layer of a step's ``result``: of its ``entries``, or if these are None, of what the store has.
+        """Return the layer of a step's ``result``: of its ``entries``, or if these are None, of what the store has. In
+        the store and in the image, its blob has the form ``form``.
 
         ``entries`` may be iterated several times, also by several threads. A snapshot is a diff against the layers
         ``below``, of which there are none for a result that is named by its content.
         """
-        made = _ResultLayer(self, result, entries, below)
+        made = _ResultLayer(self, result, entries, below, form)
         blob = Lazy(made.blob)
         origin = next(
             (
@@ -109,6 +150,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
     result: str
     entries: Iterable[Entry] | None
     below: tuple[Layer, ...]
+    form: LayerForm
 
     def snapshot(self) -> Snapshot:
         """Return the snapshot: found, unpacked from the blob, or written from the entries."""
@@ -151,7 +193,7 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         draft = snapshots.prepare(store)
         try:
             with blobs.open(store, packed.digest) as file:
-                unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.UnpackLimits())
+                unpacked = unpack.unpack(opened(file), draft.fs, limits=unpack.UnpackLimits(), meant=self.form.meant)
             if known.diff_id and unpacked.diff_id != known.diff_id:
                 raise self._lost("a cached layer is not what its record says")
             if unpacked.needs_parents:
@@ -245,8 +287,9 @@ class _ResultLayer(msgspec.Struct, frozen=True):
         temporary = store.session.temporary()
         try:
             with faults.translated(store.root, "cannot pack a layer"):
-                entries = _clamped(content.unchanged(_audited(changes, machines)), self.layers.job.latest)
-                made = compress.pack(entries, temporary, wanted.kind, wanted.level)
+                entries = self.form.arranged(content.unchanged(_audited(changes, machines)))
+                clamped = _clamped(entries, self.layers.job.latest)
+                made = compress.pack(clamped, temporary, wanted.kind, wanted.level, self.form.header)
                 blobs.adopt(store, temporary, made.digest, made.size)
         finally:
             if os.path.exists(temporary):

@@ -18,6 +18,7 @@ from executor.solver.base import Base, Bases
 from executor.solver.graph import FromContext, FromImage, FromScratch, FromStage, JobPlan, Origin
 from executor.solver.inputs import Input
 from executor.solver.job_contexts import Contexts
+from executor.solver.layer import USUAL, form_of
 from executor.solver.lazy import Lazy
 from executor.solver.services import FileSystems, Memory, Services
 from executor.solver.sources import FileSource
@@ -106,11 +107,16 @@ class Origins(msgspec.Struct, frozen=True):
             copying.copy_match(plan, source, matched, "/", copying.CopyOptions())
         entries = plan.finish()
         result = contents.name(entries)
-        layer = self.services.layers.from_result(result, self.services.now(), entries, ())
+        layer = self.services.layers.from_result(result, self.services.now(), entries, (), USUAL)
         return replace(empty, layers=(layer,), tree=treename.name(keys.key("tree", empty.tree.local, result)))
 
 
 def _from_base(platform: Platform, found: Base) -> State:
     return State(
-        platform, found.config, found.layers, treename.name(found.tree), base_history=len(found.config.history)
+        platform,
+        found.config,
+        found.layers,
+        treename.name(found.tree),
+        base_history=len(found.config.history),
+        form=form_of(found.config.platform),
     )

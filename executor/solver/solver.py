@@ -224,7 +224,7 @@ class Solver:
                 return run.RunStep(self._job, services, filesystems, self._progress, number, state, instruction, mounts)
             case dockerfile.Copy() | dockerfile.Add():
                 files = Lazy(partial(copy.copied_from, self._origins, stage, instruction))
-                taken = sources.of(services, memory, instruction, files)
+                taken = sources.of(services, memory, instruction, files, windows=state.windows)
                 return copy.CopyStep(memory.contents, filesystems, self._made_ns, number, state, instruction, taken)
             case dockerfile.Workdir():
                 return workdir.WorkdirStep(memory.contents, filesystems, self._made_ns, number, state)

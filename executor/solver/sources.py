@@ -229,17 +229,27 @@ class Inline(msgspec.Struct, frozen=True):
         copying.copy_file(plan, tree, _CONTENT, self.name, destination, copy_options)
 
 
-def of(services: Services, memory: Memory, instruction: Copy | Add, files: Lazy[FileSource]) -> Sources:
-    """Return the sources of ``instruction``, whose paths refer to ``files``."""
+def of(
+    services: Services, memory: Memory, instruction: Copy | Add, files: Lazy[FileSource], *, windows: bool
+) -> Sources:
+    """Return the sources of ``instruction``, whose paths, those of Windows if ``windows``, refer to ``files``."""
     parts: list[tuple[SourceArgument, Input]] = []
     for text in instruction.sources:
         input_ = memory.inputs.add("source")
-        part = _fetched(services, memory, instruction, text) or _paths(memory, instruction, text, files, input_)
+        part = _fetched(services, memory, instruction, text)
+        if part is None:
+            part = _paths(memory, instruction, _windows_source(text) if windows else text, files, input_)
         parts.append((part, input_))
     for each in instruction.heredocs:
         content = each.content.encode("utf-8", "surrogateescape")
         parts.append((Inline(each.file(), content, memory.scratch), memory.inputs.add("here-document")))
     return Sources(tuple(parts))
+
+
+def _windows_source(text: str) -> str:
+    from executor.solver import windows_paths  # late: few builds are for Windows
+
+    return windows_paths.source(text)
 
 
 def _fetched(services: Services, memory: Memory, instruction: Copy | Add, text: str) -> SourceArgument | None:

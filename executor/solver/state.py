@@ -19,8 +19,8 @@ from executor.image import config as image
 from executor.image.config import HealthConfig, History, ImageConfig
 from executor.solver.builtin_args import SILENT_ARGUMENTS
 from executor.solver.copying import normal_path
-from executor.solver.layer import Layer
-from executor.solver.treename import Name
+from executor.solver.layer import USUAL, Layer, LayerForm
+from executor.solver.treename import Name, Observed
 from platforms.errors import DockerfileError
 from platforms.platform import Platform
 
@@ -47,27 +47,43 @@ class State(msgspec.Struct, frozen=True):
     """How many history entries came with the base image."""
     written: int = 0
     """Characters of the history entries that have come since."""
+    form: LayerForm = USUAL
+    """The form of the layers: that of the base image's."""
+
+    def shown(self, tree: Observed) -> Observed:
+        """Return what the key of a step contains for the files below: ``tree``, and the form of the layer upon it."""
+        return (tree, *self.form.key_parts) if self.form.key_parts else tree
+
+    @property
+    def windows(self) -> bool:
+        """Whether paths are those of Windows."""
+        return self.platform.os == "windows"
 
     @property
     def workdir(self) -> str:
-        """The directory that relative paths start at."""
-        return self.config.working_dir or "/"
+        """The directory that relative paths start at, with forward slashes."""
+        found = self.config.working_dir or "/"
+        return found.replace("\\", "/") if self.windows else found
 
 
 def enter(state: State) -> State:
     """Return ``state`` after a FROM: with PATH set, and with the image's ENV as variables."""
     config = state.config
-    if not any(key == "PATH" for key, _ in config.env):
+    if not (state.windows or any(key == "PATH" for key, _ in config.env)):
         config = replace(config, env=(*config.env, ("PATH", image.DEFAULT_PATH)))
     env = tuple({**dict(state.env), **dict(config.env)}.items())
     if config.working_dir:
-        config = replace(config, working_dir=directory("/", config.working_dir))
+        config = replace(config, working_dir=directory(state, "/", config.working_dir))
     return replace(state, config=config, env=env)
 
 
-def directory(current: str, path: str) -> str:
-    """Return the working directory after ``WORKDIR path`` in ``current``. An absolute path is not cleaned
+def directory(state: State, current: str, path: str) -> str:
+    """Return the working directory of ``state`` after ``WORKDIR path`` in ``current``. An absolute path is not cleaned
     (NormalizeWorkdir)."""
+    if state.windows:
+        from executor.solver import windows_paths
+
+        return windows_paths.working_directory(current, path)
     return path if path.startswith("/") else normal_path(current, path)
 
 
@@ -244,9 +260,14 @@ def _healthcheck_text(check: HealthConfig) -> str:
     )
 
 
+_SHELL: Final = ("/bin/sh", "-c")
+_SHELLS: Final = {"windows": ("cmd", "/S", "/C")}
+"""The shell of images that set none."""
+
+
 def shell_command(config: ImageConfig, text: str) -> tuple[str, ...]:
     """``text`` as the argument list that runs it in the stage's shell."""
-    return (*(config.shell or ("/bin/sh", "-c")), text)
+    return (*(config.shell or _SHELLS.get(config.platform.os, _SHELL)), text)
 
 
 def run_text(state: State, argv: tuple[str, ...]) -> str:

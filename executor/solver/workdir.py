@@ -41,19 +41,20 @@ class WorkdirStep(msgspec.Struct, frozen=True):
 
     def key(self, input_: Input) -> Observed:
         input_.mark_static()
-        return "workdir", self.state.tree, self.state.workdir, self.state.config.user
+        state = self.state
+        return "workdir", state.shown(state.tree), state.workdir, state.config.user
 
     def content_key(self) -> None:
         return None
 
     def make(self) -> Made:
         tree, user = self.filesystems.tree(self.state.layers), self.state.config.user
-        owner = users.owner(tree, user) if user else None
+        owner = users.owner(tree, user) if user and not self.state.windows else None  # whose users are in no file
         entries = copying.make_directory(tree, self.state.workdir, owner, self.made_ns)
-        return Made(self.contents.name(entries), entries)
+        return Made(self.contents.name(entries, self.state.form.key_parts), entries)
 
 
 def entered(state: State, instruction: Workdir) -> State:
     """Return ``state`` with the working directory of ``instruction``."""
-    path = states.directory(state.workdir, instruction.path)
+    path = states.directory(state, state.workdir, instruction.path)
     return replace(state, config=replace(state.config, working_dir=path))

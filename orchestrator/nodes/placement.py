@@ -16,7 +16,6 @@ import msgspec
 from msgspec.structs import replace
 
 from orchestrator.nodes.node import Description, Node, Support
-from orchestrator.outputs import FilesOutput
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 from platforms import binfmt, host
@@ -359,14 +358,14 @@ def _reason(platform: Platform, candidate: Candidate) -> str:
     return f"{name} is {candidate.description.platform}, without an emulator for it"
 
 
-def refuse_unfit(request: BuildRequest, plan: BuildPlan, placements: Iterable[Placement]) -> None:
+def refuse_unfit(plan: BuildPlan, placements: Iterable[Placement]) -> None:
     """Raise ``EnvironmentUnfit`` when a platform's programs would have to run that cannot, before anything is done."""
     for each in placements:
+        if each.platform.os == "windows" and each.platform in plan.running:
+            raise EnvironmentUnfit(
+                f"cannot run programs of {each.platform}",
+                why="images for Windows are made of files and metadata: COPY, ADD, WORKDIR, ENV and others, but no RUN",
+                remedy="let RUN make the files in a stage FROM --platform=$BUILDPLATFORM, and COPY them from there",
+            )
         if each.support.unfit is not None and each.platform in plan.running:
             raise each.support.unfit
-        if each.platform.os == "windows" and not all(isinstance(output, FilesOutput) for output in request.outputs):
-            raise EnvironmentUnfit(
-                f"cannot make images for {each.platform}",
-                why="layers of Windows images have a form of their own",
-                remedy="have the files without the image: -o type=local,dest=DIR",
-            )

@@ -63,7 +63,7 @@ async def _placed(
             try:
                 placements = await place_all(request, plan, nodes_of(nodes, request), placed)
                 if plan is not None:
-                    refuse_unfit(request, plan, placements.each)
+                    refuse_unfit(plan, placements.each)
             except KanifoldError as error:
                 raise refused(image, error) from error
             found.append(_PlannedImage(image, request, placements))
