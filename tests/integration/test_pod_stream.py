@@ -244,3 +244,58 @@ def test_garbage_costs_a_connection_and_nothing_else(pod: Pod) -> None:
         return found
 
     assert asyncio.run(asyncio.wait_for(attack(), 30)) == b"well\n"
+
+
+class Liar:
+    """A stream on which a Pod greets and then says ``frames``, whatever it is sent."""
+
+    def __init__(self, *frames: bytes) -> None:
+        self._frames = [b"\1" + each for each in frames]
+
+    async def send_bytes(self, data: bytes) -> None: ...
+
+    async def receive(self) -> Message:
+        return Message(self._frames.pop(0) if self._frames else None)
+
+    async def close(self) -> None: ...
+
+
+WELCOME = relay.HEADER.pack(b"H", 0, 1) + b"0"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        (b"no frame at all, but long enough",),
+        (relay.HEADER.pack(b"H", 0, 3) + b"-99",),
+        (relay.HEADER.pack(b"H", 0, 5) + b"9" * 5,),
+        (relay.HEADER.pack(b"H", 0, 4) + b"\xff\xff\xff\xff",),
+        (WELCOME, relay.HEADER.pack(b"A", 1 << 40, 0)),
+        (WELCOME, relay.HEADER.pack(b"D", 5, 1) + b"x"),
+        (WELCOME, relay.HEADER.pack(b"D", 0, 1 << 31)),
+        (WELCOME, relay.HEADER.pack(b"X", 0, 2) + b"{}"),
+        (WELCOME, relay.HEADER.pack(b"?", 0, 0)),
+    ],
+)
+def test_what_a_pod_says_wrongly_costs_a_stream_and_nothing_else(pod: Pod, frames: tuple[bytes, ...]) -> None:
+    async def hear() -> bytes:
+        stream = pod.stream(always())
+        honest = stream._dial
+        lies = [frames]
+
+        @contextlib.asynccontextmanager
+        async def dial() -> AsyncIterator[Any]:
+            if lies:
+                yield Liar(*lies.pop())
+            else:
+                async with honest() as socket:
+                    yield socket
+
+        stream._dial = dial
+        stream.worker.stdin.write(program("print('well')"))
+        found = await stream.worker.stdout.readline()
+        assert not lies
+        stream.abort()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(hear(), 20)) == b"well\n"

@@ -126,6 +126,29 @@ def test_the_first_node_makes_the_file_for_its_user_alone(file: Path) -> None:
     assert os.listdir(file.parent) == ["nodes.yaml"]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kubernetes://arn:aws:eks:eu-1:1:cluster%2Fbig/builds?image=r.example.com/k:1&store=cache-{arch}&memory=4Gi",
+        "kubernetes:///builds?image=r.example.com/k@sha256:"
+        + "0" * 64
+        + "&node-selector=a=b&tolerations=c=d:NoSchedule",
+        "kubernetes://in-cluster?image=k&template=/etc/kanifold/pod.yaml",
+    ],
+)
+def test_a_cluster_is_written_so_that_it_is_read_again(file: Path, url: str) -> None:
+    inventory_file.add(str(file), inventory.declared("farm", url))
+    assert inventory.load(str(file)) == (NodeEntry("farm", url),)
+
+
+def test_a_cluster_with_a_wrong_option_has_its_place(file: Path) -> None:
+    written(file, "nodes:\n  farm:\n    url: kubernetes://c/n?image=k&profil=restricted\n")
+    with pytest.raises(UsageError) as refused:
+        inventory.load(str(file))
+    assert "nodes.yaml:3:" in str(refused.value.problem)
+    assert "did you mean profile?" in str(refused.value.problem)
+
+
 def test_a_further_one_leaves_comments_and_layout(file: Path) -> None:
     inventory_file.add(str(written(file, GOOD)), NodeEntry("new", "ssh://new"))
     assert file.read_text() == GOOD.replace("# The end.", "  new:\n    url: ssh://new\n# The end.")
