@@ -115,8 +115,8 @@ def single_sandbox(_busybox: None, _user_without_ids: User) -> Iterator[SandboxP
 def chroot_sandbox(_busybox: None) -> Iterator[SandboxProcess]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    if syscalls.landlock_version() < 6:
-        pytest.skip("needs Landlock's scopes (Linux 6.12)")
+    if syscalls.landlock_version() < 2:
+        pytest.skip("needs Landlock (Linux 5.19)")
     with opened(None, mode="chroot") as sandbox:
         yield sandbox
 
@@ -125,6 +125,19 @@ def chroot_sandbox(_busybox: None) -> Iterator[SandboxProcess]:
 def answered_sandbox(_busybox: None, _user_without_ids: User) -> Iterator[SandboxProcess]:
     with opened(_user_without_ids, mode="answered") as sandbox:
         yield sandbox
+
+
+@pytest.fixture(scope="session")
+def scopeless_sandbox(_busybox: None) -> Iterator[SandboxProcess]:
+    """As ``chroot_sandbox``, with the Landlock of Linux 6.7 to 6.9."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with opened(None, world=_without_scopes, mode="chroot") as sandbox:
+        yield sandbox
+
+
+def _without_scopes() -> None:
+    syscalls.landlock_version = lambda: 4
 
 
 @pytest.fixture(scope="session", params=["root", "private", "mapped", "single", _CHROOT, _ANSWERED])

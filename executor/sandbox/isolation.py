@@ -68,8 +68,8 @@ _CHROOT_NEEDS: Final = {
 _TRACEABLE: Final = ("x86_64", "aarch64")
 _ALL_IDS: Final = (1 << 32) - 1
 _NEWER: Final = "run on Linux 5.19 or later (SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV)"
-_SCOPES: Final = 6
-"""The Landlock ABI version with scopes."""
+_CONFINING: Final = 2
+"""The Landlock ABI version in which files may be moved to other directories."""
 SUPERVISED: Final = syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER | syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 """The flags of the filter of a step with a supervisor."""
 _ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
@@ -222,8 +222,8 @@ def _chroot() -> int:
     held = syscalls.capget()[0]
     if lacking := [name for name, each in _CHROOT_NEEDS.items() if not held & 1 << each]:
         raise ModeUnavailableError(f"root here lacks {', '.join(lacking)}", unfit_remedy())
-    if syscalls.landlock_version() < _SCOPES:
-        why = "Landlock cannot keep steps from signalling kanifold (Linux 6.12 with Landlock enabled)"
+    if syscalls.landlock_version() < _CONFINING:
+        why = "there is no Landlock that keeps steps from other processes (Linux 5.19 with Landlock enabled)"
         raise ModeUnavailableError(why, unfit_remedy())
     if why := in_child(_confine):
         raise ModeUnavailableError(why, unfit_remedy())
@@ -234,7 +234,7 @@ def _confine() -> None:
     """Do what a step in a chroot does to itself. Raises OSError."""
     os.chroot("/")
     syscalls.no_new_privileges()
-    syscalls.landlock_confine(syscalls.LANDLOCK_SCOPE_SIGNAL)
+    syscalls.landlock_confine(0)
     syscalls.seccomp_filter(_ALLOW_ALL, SUPERVISED)
 
 

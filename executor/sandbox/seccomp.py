@@ -90,7 +90,7 @@ _CLONE_UNTRACED: Final = 0x00800000
 _TRACEABLE: Final = ("x86_64", "i386", "aarch64")
 """The architectures that ``executor.supervised.registers`` knows."""
 
-_IOCTL: Final = """\
+IOCTL: Final = """\
 ioctl               16   54   29   54   54   54   29
 """
 SUBVOLUMES: Final = (0x9401, 0x940E, 0x9417, 0x9418)
@@ -210,10 +210,10 @@ def _actions(architecture: str, rules: Rules, confined: bool, traced: str) -> li
             else:
                 verdicts[start:stop] = [ALLOW] * (stop - start)
         for number, conditions in profile.CONDITIONAL[architecture].items():
-            verdicts[number] = _one_of(conditions)
+            verdicts[number] = one_of(conditions)
         for number in profile.ABSENT.get(architecture, ()):
             verdicts[number] = ABSENT
-        for number in numbers(_IOCTL, architecture).values():
+        for number in numbers(IOCTL, architecture).values():
             verdicts[number] = no_request(SUBVOLUMES)
     for number, what in rules.items():
         verdicts[number] = what
@@ -233,20 +233,20 @@ def _actions(architecture: str, rules: Rules, confined: bool, traced: str) -> li
     return [*changes, (last + 1, ALLOW), *([(_X32, ABSENT)] if architecture == "x86_64" else [])]
 
 
-def _one_of(conditions: tuple[tuple[int, str, int], ...]) -> tuple[Line, ...]:
-    """Allow the call when one of the profile's conditions holds. The lower half of arguments is compared, as the kernel
-    takes all of these as 32 bits."""
+def one_of(conditions: tuple[tuple[int, str, int], ...], then: tuple[Line, ...] = ALLOW) -> tuple[Line, ...]:
+    """Allow the call, or do what ``then`` says, when one of the profile's conditions holds. The lower half of arguments
+    is compared, as the kernel takes all of these as 32 bits."""
     lines: list[Line] = []
     for index, (which, comparison, value) in enumerate(conditions):
         to_allow = 2 * (len(conditions) - index) - 1
         jump, true = {"=": (JEQ, True), ">=": (JGE, True), "<": (JGE, False), "none": (JSET, False)}[comparison]
         lines.append((LD, 0, 0, argument(which)))
         lines.append((jump, to_allow if true else 0, 0 if true else to_allow, value))
-    return (*lines, *DENY, *ALLOW)
+    return (*lines, *DENY, *then)
 
 
 def no_request(requests: tuple[int, ...]) -> tuple[Line, ...]:
-    """Deny an ioctl(2) with one of ``requests``."""
+    """Deny an ioctl(2) with one of ``requests``, or an fcntl(2) with one of these commands."""
     tests = tuple((JEQ, len(requests) - index, 0, each) for index, each in enumerate(requests))
     return ((LD, 0, 0, argument(1)), (AND, 0, 0, _REQUEST), *tests, *ALLOW, *DENY)
 

@@ -67,11 +67,16 @@ class Before:
                 self._records[status.st_ino] = record, status, birth(here, name)
 
     def carried(self) -> Iterator[Record]:
-        """Yield the records of files that still exist under their paths, for steps whose owners the kernel can set."""
+        """Yield the records of files that still exist under their paths, and of devices under any, for steps whose
+        owners the kernel can set."""
         for path, here, name in walked(self._directory) if self._records else ():
-            if (found := self._former(here, name)) is None or found[0].path != path:
+            if (found := self._former(here, name)) is None:
                 continue
             record, was = found
+            if record.path != path:
+                if record.device is None:
+                    continue
+                record = replace(record, path=path)
             status = os.stat(name, dir_fd=here, follow_symlinks=False)
             if (status.st_uid, status.st_gid) != (was.st_uid, was.st_gid):
                 record = replace(record, uid=status.st_uid, gid=status.st_gid, capability=b"")

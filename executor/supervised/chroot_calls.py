@@ -14,7 +14,7 @@ import socket
 import stat
 from functools import partial
 
-from executor.sandbox import notified_calls, seccomp
+from executor.sandbox import notified_calls, profile, seccomp
 from executor.sandbox.seccomp import ALLOW, AND, DENY, JEQ, JSET, LD, NOTIFY, RET, Line, Rules
 from platforms import syscalls
 
@@ -49,6 +49,29 @@ NOTIFIED: Final = (
 )
 """All that can be sent to the supervisor."""
 
+SIGNALLING: Final = """\
+kill                62   37  129   37   37   37  129
+tkill              200  238  130  238  208  237  130
+tgkill             234  270  131  268  250  241  131
+rt_sigqueueinfo    129  178  138  178  177  178  138
+rt_tgsigqueueinfo  297  335  240  363  322  330  240
+pidfd_send_signal  424  424  424  424  424  424  424
+"""
+"""Calls that send signals: handed over where Landlock has no signal scope."""
+FORKING: Final = """\
+clone               56  120  220  120  120  120  220
+fork                57    2    -    2    2    2    -
+vfork               58  190    -  190  189  190    -
+"""
+"""Calls that make processes: handed over there, too, so that none is made when the supervisor has been killed."""
+_FCNTL: Final = """\
+fcntl               72   55   25   55   55   55   25
+fcntl64              -  221    -  221    -    -    -
+"""
+_OWNING_DESCRIPTORS: Final = (8, 10, 15)
+"""F_SETOWN, F_SETSIG and F_SETOWN_EX: whom the kernel signals when there is input, and how (fcntl(2))."""
+_IOCTL_OWNING: Final = (0x8901, 0x8902)
+"""FIOSETOWN and SIOCSPGRP, which do the same."""
 _SCHEDULING: Final = """\
 sched_setparam     142  154  118  154  154  154  118
 sched_setscheduler 144  156  119  156  156  156  119
@@ -73,17 +96,17 @@ _AT_FLAGS: Final = {"statx": 2, "newfstatat": 3, "fstatat64": 3}
 """Where the flags of the calls are."""
 
 
-def rules(*, secrets: bool, network: bool) -> Callable[[str], Rules]:
+def rules(*, secrets: bool, network: bool, signals: bool) -> Callable[[str], Rules]:
     """Return the rules of a step for ``seccomp.program``.
 
     ``secrets``: whether it has files of secrets, whose status is the supervisor's to tell. ``network``: whether it may
-    use sockets of the network.
+    use sockets of the network. ``signals``: whether the supervisor sends its signals.
     """
-    return partial(_rules, secrets=secrets, network=network)
+    return partial(_rules, secrets=secrets, network=network, signals=signals)
 
 
-def _rules(architecture: str, *, secrets: bool, network: bool) -> Rules:
-    found: Rules = {}
+def _rules(architecture: str, *, secrets: bool, network: bool, signals: bool) -> Rules:
+    found: Rules = _signals(architecture) if signals else {}
     for name, number in seccomp.numbers(NOTIFIED, architecture).items():
         found[number] = _notified(name, secrets)
     if not secrets:
@@ -100,6 +123,15 @@ def _rules(architecture: str, *, secrets: bool, network: bool) -> Rules:
         found |= dict.fromkeys(seccomp.numbers(_SOCKET, architecture).values(), _LOCAL_SOCKETS)
         found |= dict.fromkeys(seccomp.numbers(_SOCKETCALL, architecture).values(), _NO_FAMILY)
     return found
+
+
+def _signals(architecture: str) -> Rules:
+    found = dict.fromkeys(seccomp.numbers(SIGNALLING + FORKING, architecture).values(), NOTIFY)
+    clone = seccomp.numbers(FORKING, architecture)["clone"]
+    found[clone] = seccomp.one_of(profile.CONDITIONAL[architecture][clone], NOTIFY)
+    found |= dict.fromkeys(seccomp.numbers(_FCNTL, architecture).values(), seccomp.no_request(_OWNING_DESCRIPTORS))
+    ioctl = seccomp.numbers(seccomp.IOCTL, architecture).values()
+    return found | dict.fromkeys(ioctl, seccomp.no_request((*seccomp.SUBVOLUMES, *_IOCTL_OWNING)))
 
 
 _NO_FAMILY: Final[tuple[Line, ...]] = ((RET, 0, 0, seccomp.ERRNO | errno.EAFNOSUPPORT),)

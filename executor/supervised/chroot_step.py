@@ -5,7 +5,7 @@ The step is confined in several ways, each of which is enough to keep it from th
 - It lacks CAP_SYS_CHROOT, without which it cannot leave its root, and by which the executor has more capabilities than
   it: the kernel lets nobody trace a process with more, nor read what only tracing processes may (ptrace(2)).
 - Landlock keeps it from opening any file outside of its root, from tracing processes that are not its own, and from
-  sending them signals (Linux 6.12).
+  sending them signals. Before Linux 6.12 signals go through the supervisor (``signals``).
 - Its seccomp filter is Docker's, for the capabilities that it has.
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from executor.sandbox import cgroup, seccomp, step_process
 from executor.sandbox.isolation import SUPERVISED
+from executor.sandbox.network import SCOPES
 from executor.sandbox.report import NOT_SET_UP, StartReporter
 from executor.sandbox.spec import SecretFile
 from executor.sandbox.step_process import CAPABILITIES, NO_ID, RefusedError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 KEPT: Final = frozenset(CAPABILITIES) - {syscalls.CAP_SYS_CHROOT, syscalls.CAP_NET_RAW, syscalls.CAP_MKNOD}
 """The capabilities of a step. CAP_NET_RAW in the container's network would allow to read and forge its traffic.
 Without mounts a device that a step has made could be opened, so the supervisor makes them (``Supervisor``)."""
-SCOPES: Final = syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL
+_OWN_SCOPES: Final = syscalls.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | syscalls.LANDLOCK_SCOPE_SIGNAL
 _WORSE: Final = 500
 _WORST: Final = 1000
 """The increment of oom_score_adj of a step over ours, and its maximum (1000 corresponds to all memory)."""
@@ -42,8 +43,14 @@ _WORST: Final = 1000
 def filter_of(spec: Spec, *, traced: bool = False) -> bytes:
     """Return the seccomp filter of the step ``spec``; ``traced``: for one with a tracer."""
     secrets = any(isinstance(each, SecretFile) for each in spec.mounts)
-    rules = chroot_calls.rules(secrets=secrets, network=spec.network != "none")
+    network, signals = spec.network != "none", not has_scopes()
+    rules = chroot_calls.rules(secrets=secrets, network=network, signals=signals)
     return seccomp.program(more=rules, traced=seccomp.EXECUTING if traced else "")
+
+
+def has_scopes() -> bool:
+    """Whether Landlock can keep signals and abstract sockets in a domain."""
+    return syscalls.landlock_version() >= SCOPES
 
 
 def become(
@@ -91,7 +98,7 @@ def become(
 
     # 3. Privileges, irreversibly; the filter last, as the supervisor answers from then on.
     syscalls.no_new_privileges()
-    syscalls.landlock_confine(SCOPES)
+    syscalls.landlock_confine(_OWN_SCOPES if has_scopes() else 0)
     for name, soft, hard in spec.options.ulimits:
         step_process.set_limit(name, soft, hard)
     step_process.drop_capabilities(KEPT)

@@ -122,14 +122,43 @@ class ProcFiles:
         """Return the process of ``thread``."""
         return int(self._status(thread, b"Tgid:"))
 
+    def users(self, thread: int) -> tuple[int, int, int]:
+        """Return the real, effective and saved user of ``thread``."""
+        real, effective, saved, _ = map(int, self._line(thread, b"Uid:"))
+        return real, effective, saved
+
+    def group(self, number: int) -> int:
+        """Return the process group of the process ``number``; 0 if it has ended."""
+        with contextlib.suppress(OSError):
+            return _stat(self.proc, b"%d/stat" % number)[2]
+        return 0
+
+    def process_of_pidfd(self, thread: int, pidfd: int) -> int:
+        """Return the process that a descriptor of ``thread`` is of (pidfd_open(2)). Raises OSError."""
+        path = b"%d/fdinfo/%d" % (thread, pidfd)
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc), "rb") as file:
+            number = next((int(line.split()[1]) for line in file if line.startswith(b"Pid:")), 0)
+        if number <= 0:
+            raise OSError(errno.ESRCH if number else errno.EBADF, "")
+        return number
+
+    def belongs(self, number: int) -> bool:
+        """Whether the process ``number`` is the step's."""
+        with contextlib.suppress(OSError), self._process(number, known=False):
+            return True
+        return False
+
     def umask(self, thread: int) -> int:
         """Return the umask of ``thread``."""
         return int(self._status(thread, b"Umask:"), 8)
 
     def _status(self, thread: int, field: bytes) -> bytes:
-        """Return the first word of a ``field`` (proc_pid_status(5))."""
+        return self._line(thread, field)[0]
+
+    def _line(self, thread: int, field: bytes) -> list[bytes]:
+        """Return the words of a ``field`` (proc_pid_status(5))."""
         with open(os.open(b"%d/status" % thread, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc), "rb") as file:
-            return next(line.split()[1] for line in file if line.startswith(field))
+            return next(line.split()[1:] for line in file if line.startswith(field))
 
     @contextmanager
     def _process(self, number: int, *, known: bool) -> Iterator[int]:
@@ -160,11 +189,11 @@ class ProcFiles:
     def _ancestors(self, at: int) -> list[int]:
         """Return the process of the directory ``at`` and its ancestors, up to the reaper; [] if that is none."""
         try:
-            found = [*_parent(at, b"stat")]
+            found = [*_stat(at, b"stat")[:2]]
             while found[-1] != self._reaper:
                 if found[-1] <= 1:
                     return []
-                found.append(_parent(self.proc, b"%d/stat" % found[-1])[1])
+                found.append(_stat(self.proc, b"%d/stat" % found[-1])[1])
         except (OSError, ValueError):  # it has ended
             return []
         return [] if self._helpers.intersection(found[:-1]) else found
@@ -297,15 +326,16 @@ def read_magic(node: MagicLink) -> bytes:
         os.close(base)
 
 
-def _parent(at: int, name: bytes) -> tuple[int, int]:
-    """Return the number of a process and of its parent (proc_pid_stat(5))."""
+def _stat(at: int, name: bytes) -> tuple[int, int, int]:
+    """Return the number of a process, of its parent and of its group (proc_pid_stat(5))."""
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
     try:
         text = os.read(fd, 4096)
     finally:
         os.close(fd)
     number, _, rest = text.partition(b" (")
-    return int(number), int(rest.rpartition(b")")[2].split()[1])
+    parent, group = rest.rpartition(b")")[2].split()[1:3]
+    return int(number), int(parent), int(group)
 
 
 def _numbers(at: int, name: bytes) -> tuple[bytes, ...]:

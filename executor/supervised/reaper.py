@@ -2,9 +2,10 @@
 
 It adopts every process of the step whose own parent ends (PR_SET_CHILD_SUBREAPER), so all of them are below it. When
 the step's first process has ended, when the step is cancelled, or when the zygote dies, it kills them all. Landlock's
-signal scope, in which the reaper is with the step, makes that one call: ``kill(-1)`` reaches every process that the
-reaper may signal, at once, so that no process can fork faster than it is killed. The step's own domain is inside of the
-reaper's and reaches neither the reaper nor the supervisor.
+signal scope (Linux 6.12), in which the reaper is with the step, makes that one call: ``kill(-1)`` reaches every process
+that the reaper may signal, at once, so that no process can fork faster than it is killed. The step's own domain is
+inside of the reaper's and reaches neither the reaper nor the supervisor. Without scopes children are killed until there
+are none; the supervisor, the first, takes with it the permission to make further ones.
 
 What the step needed in its root is put there before, and taken out after (``placements``).
 """
@@ -46,26 +47,59 @@ class CannotKillError(OSError):
     """Processes cannot be killed without reaching others."""
 
 
-def confine_signals() -> None:
-    """Enter a Landlock domain from which nothing outside can be signalled. Raises OSError if that is not so then."""
+def confine_signals() -> bool:
+    """Enter a Landlock domain from which nothing outside can be signalled; False where there are none (Linux 6.12).
+
+    Raises OSError if it can be nevertheless.
+    """
     syscalls.no_new_privileges()
+    if not chroot_step.has_scopes():
+        syscalls.landlock_domain()
+        return False
     syscalls.landlock_domain(syscalls.LANDLOCK_SCOPE_SIGNAL)
     try:
         os.kill(os.getppid(), 0)
     except PermissionError:
-        return
+        return True
     raise CannotKillError("Landlock does not keep signals from other processes")
 
 
-def kill_all() -> None:
-    """Kill and reap every process below this one, which has called ``confine_signals`` and ``adopt_orphans``."""
+def kill_all(*, confined: bool) -> None:
+    """Kill and reap every process below this one, which has called ``adopt_orphans``.
+
+    ``confined``: whether its signals reach no others (``confine_signals``).
+    """
     while True:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(-1, signal.SIGKILL)
+            if confined:
+                os.kill(-1, signal.SIGKILL)
+            else:
+                kill(children())
         try:
             os.waitpid(-1, 0)
+            while os.waitpid(-1, os.WNOHANG)[0]:  # all that have ended, or zombies would be made faster than reaped
+                pass
         except ChildProcessError:
             return
+
+
+def kill(processes: set[int]) -> None:
+    """Kill ``processes``, children of this one."""
+    for each in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+
+
+def children() -> set[int]:
+    """Return the children of this process, also adopted ones (proc_pid_stat(5))."""
+    own = b"%d" % os.getpid()
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                if file.read().rpartition(b")")[2].split()[1] == own:
+                    found.add(int(name))
+    return found
 
 
 class Reaper:
@@ -86,6 +120,8 @@ class Reaper:
         self._statuses: dict[int, int] = {}
         """Of children that have ended."""
         self._cancelled = False
+        self._confined = False
+        """Whether ``kill(-1)`` reaches the processes below this one only."""
 
     def run(self) -> StepOutcome:
         """Run the step to its end. Afterwards none of its processes is left, and its root has its changes only."""
@@ -97,7 +133,7 @@ class Reaper:
         if os.statvfs(rootfs.path).f_flag & os.ST_NOEXEC:
             return StepOutcome(unfit=f"cannot use {roots.described(rootfs)}: {staging.NO_PROGRAMS}")
         try:
-            confine_signals()
+            self._confined = confine_signals()
             placements = PlacedFiles(rootfs)
         except OSError as error:
             return StepOutcome(unfit=str(error))
@@ -110,7 +146,7 @@ class Reaper:
         except OSError as error:
             outcome = StepOutcome(unfit=str(error))
         finally:
-            kill_all()
+            kill_all(confined=self._confined)
             placements.take_out()
         made, touched = tuple(placements.root.made), tuple(placements.root.touched.values())
         devices = tuple(marshalled(each) for each in answered.devices.left(rootfs.path)) if answered else ()
@@ -142,7 +178,7 @@ class Reaper:
             os.close(fd)
         debug.log("step's process started", pid=first, supervisor=supervisor, tracer=beside[0] if beside else "none")
         self._wait(first, (supervisor, *beside))
-        kill_all()
+        kill_all(confined=self._confined)
         said = report.read(told)
         if said.error or said.unfit:
             return StepOutcome(said.code, error=said.error, unfit=said.unfit)

@@ -93,24 +93,11 @@ def _reap(reapers: set[int]) -> None:
 
 def _kill_orphans(reapers: set[int]) -> None:
     """Kill all children but ``reapers``, until there are none."""
-    while orphans := _children() - reapers:
-        for each in orphans:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(each, signal.SIGKILL)
+    while orphans := reaper.children() - reapers:
+        reaper.kill(orphans)
         for each in orphans:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(each, 0)
-
-
-def _children() -> set[int]:
-    own = str(os.getpid())
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                if file.read().rpartition(b")")[2].split()[1] == own.encode():
-                    found.add(int(name))
-    return found
 
 
 def _end(reapers: set[int]) -> NoReturn:

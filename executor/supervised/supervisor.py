@@ -27,6 +27,7 @@ from executor.snapshotter.records import DeviceNumber
 from executor.supervised import chroot_calls, proc_files
 from executor.supervised.directories import DirectoryLists
 from executor.supervised.proc_files import File, MadeUp, MagicLink, ProcFiles, ProcLink
+from executor.supervised.signals import StepSignals
 from platforms import syscalls
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ class Supervisor:
     """The supervisor of one step, whose host name is ``hostname``. This process is in the step's root."""
 
     def __init__(self, listener: int, outside: Outside, proc: ProcFiles, answered: Answered, hostname: str) -> None:
-        self._listener = Listener(listener, seccomp.calls(chroot_calls.NOTIFIED))
+        self._listener = Listener(
+            listener, seccomp.calls(chroot_calls.NOTIFIED + chroot_calls.SIGNALLING + chroot_calls.FORKING)
+        )
         self._outside = outside
         self._proc = proc
+        self._signals = StepSignals(proc)
         self._answered = answered
         self._lists = DirectoryLists(answered.proc)
         self._hostname = hostname
@@ -81,6 +85,8 @@ class Supervisor:
                 (chroot_calls.LIMITING, self._limit),
                 (notified_calls.LOOKING, self._look),
                 (notified_calls.MAKING, self._make),
+                (chroot_calls.SIGNALLING, self._signal),
+                (chroot_calls.FORKING, self._fork),
             )
             for name in (row.split()[0] for row in rows.splitlines())
         }
@@ -237,6 +243,17 @@ class Supervisor:
             os.close(directory)
         self._listener.answer(call)
         return True
+
+    def _signal(self, call: SystemCall) -> bool:
+        if not self._signals.handle(call):
+            return False
+        self._listener.answer(call)
+        return True
+
+    def _fork(self, call: SystemCall) -> bool:
+        """Let a process be made, as long as this one lives."""
+        del call
+        return False
 
     # -- paths
 

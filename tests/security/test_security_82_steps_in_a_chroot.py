@@ -61,12 +61,19 @@ def attack(sandbox: SandboxProcess, perl: str, script: str, values: Mapping[str,
     return sandbox.run("/bin/perl", "-e", head + script, layers=(perl, sandbox.busybox), **spec)
 
 
+@pytest.fixture(params=["chroot_sandbox", "scopeless_sandbox"])
+def any_sandbox(request: pytest.FixtureRequest) -> SandboxProcess:
+    """Steps in a chroot with all of Landlock, and with that of older kernels."""
+    found: SandboxProcess = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
-def outside(chroot_sandbox: SandboxProcess) -> Iterator[dict[str, int]]:
+def outside(any_sandbox: SandboxProcess) -> Iterator[dict[str, int]]:
     """Processes outside of the step: the executor, with a token in its memory, its zygote, and a stranger."""
     stranger = subprocess.Popen(["sleep", "1000"])
-    chroot_sandbox.call(_hold, TOKEN)
-    found = {"executor": chroot_sandbox.pid, "zygote": chroot_sandbox.call(_zygote), "stranger": stranger.pid}
+    any_sandbox.call(_hold, TOKEN)
+    found = {"executor": any_sandbox.pid, "zygote": any_sandbox.call(_zygote), "stranger": stranger.pid}
     yield found
     assert stranger.poll() is None
     stranger.kill()
@@ -95,7 +102,7 @@ def test_it_cannot_leave_its_root(chroot_sandbox: SandboxProcess, perl: str) -> 
     assert "x" in done.out.split(), done.out
 
 
-def test_it_reaches_no_process_outside(chroot_sandbox: SandboxProcess, perl: str, outside: dict[str, int]) -> None:
+def test_it_reaches_no_process_outside(any_sandbox: SandboxProcess, perl: str, outside: dict[str, int]) -> None:
     script = """
     for my $pid (@pids, getppid) {
       my $buffer = "\\0" x 4096;
@@ -119,7 +126,7 @@ def test_it_reaches_no_process_outside(chroot_sandbox: SandboxProcess, perl: str
     print "still here\\n";
     """
     pids = " ".join(map(str, outside.values()))
-    done = attack(chroot_sandbox, perl, f"my @pids = split / /, '{pids}';" + script)
+    done = attack(any_sandbox, perl, f"my @pids = split / /, '{pids}';" + script)
     said = [line.split() for line in done.out.splitlines()]
     assert [*said[-1]] == ["still", "here"], done
     assert {answer for _, answer in said[:-1]} == {"EPERM"}, done.out
@@ -127,7 +134,7 @@ def test_it_reaches_no_process_outside(chroot_sandbox: SandboxProcess, perl: str
 
 
 def test_signals_that_the_kernel_sends_reach_nobody_either(
-    chroot_sandbox: SandboxProcess, perl: str, outside: dict[str, int]
+    any_sandbox: SandboxProcess, perl: str, outside: dict[str, int]
 ) -> None:
     """fcntl(2), F_SETOWN and F_SETSIG: input on a pipe kills whom the step has named."""
     script = """
@@ -140,26 +147,36 @@ def test_signals_that_the_kernel_sends_reach_nobody_either(
     }
     """
     pids = ", ".join(map(str, outside.values()))
-    attack(chroot_sandbox, perl, f"@ARGV = ({pids});" + script)
+    attack(any_sandbox, perl, f"@ARGV = ({pids});" + script)
     time.sleep(0.05)  # nothing is to come, so there is nothing to wait for
-    assert chroot_sandbox.run("true").ended.code == 0
+    assert any_sandbox.run("true").ended.code == 0
+
+
+def test_processes_of_a_step_signal_each_other(any_sandbox: SandboxProcess) -> None:
+    done = any_sandbox.run(
+        "sleep 1000 & kill -0 $!; kill $!; wait $!; echo $?; trap 'echo got' USR1; kill -USR1 $$;"
+        "(sleep 1000 & sleep 1000 & kill -KILL 0); echo not here",
+    )
+    assert (done.out, done.ended.code) == ("143\ngot\n", 137)
+    other = any_sandbox.run("(sleep 1000 &); sleep 0.01; kill -KILL -1; echo here", uid=1000)
+    assert (other.out, other.ended.code) == ("here\n", 0)
 
 
 def test_it_finds_neither_processes_nor_secrets_of_others_in_proc(
-    chroot_sandbox: SandboxProcess, outside: dict[str, int]
+    any_sandbox: SandboxProcess, outside: dict[str, int]
 ) -> None:
     places = " ".join(
         f"/proc/{pid}/{name}" for pid in (1, *outside.values())
         for name in ("environ", "cmdline", "maps", "mem", "status", "fd/1", "root/etc/passwd", "cwd/x", "exe")
     )  # fmt: skip
-    done = chroot_sandbox.run(
+    done = any_sandbox.run(
         f"cat {places} /proc/$PPID/environ; for each in {places}; do readlink $each; test -e $each && echo $each; done;"
         "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline; true"
     )
     assert TOKEN not in done.out
     assert "REGISTRY_TOKEN" not in done.out
     assert not re.search(r"^/proc/", done.out, re.M), done.out
-    assert str(outside["executor"]) not in chroot_sandbox.run("ls /proc").out.split()
+    assert str(outside["executor"]) not in any_sandbox.run("ls /proc").out.split()
 
 
 def test_no_descriptor_that_it_can_get_leads_out(chroot_sandbox: SandboxProcess, perl: str, tmp_path: Path) -> None:
@@ -257,7 +274,7 @@ def test_what_a_process_may_not_open_it_may_not_open_by_proc(chroot_sandbox: San
     assert TOKEN not in done.out
 
 
-def test_nothing_survives_its_end(chroot_sandbox: SandboxProcess, perl: str) -> None:
+def test_nothing_survives_its_end(any_sandbox: SandboxProcess, perl: str) -> None:
     """Orphans, sessions of their own, processes that ignore signals, other users', and what forks all the time."""
     script = r"""
     $0 = "surviving-$mark";
@@ -274,7 +291,7 @@ def test_nothing_survives_its_end(chroot_sandbox: SandboxProcess, perl: str) -> 
     print "ends\n";
     """
     mark = secrets.token_hex(4)
-    done = attack(chroot_sandbox, perl, f'my $mark = "{mark}";' + script)
+    done = attack(any_sandbox, perl, f'my $mark = "{mark}";' + script)
     assert (done.out, done.ended.code) == ("ends\n", 0)
     left = [each for each in Path("/proc").glob("[0-9]*") if mark.encode() in _cmdline(each)]
     assert not left, [(each / "status").read_text() for each in left]
