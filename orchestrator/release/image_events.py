@@ -90,7 +90,7 @@ class StepEvents(msgspec.Struct, frozen=True):
                     replace(each, id=each.id + shift, stage=self.stage if each.number else each.stage)
                     for each in message.steps
                 )
-                return replace(message, steps=steps, emulation="")
+                return replace(message, steps=steps, emulation="", stages=())  # those shown are the image's
             case protocol.Started() | protocol.Held() | protocol.Finished() | protocol.Log():
                 return replace(message, step=message.step + shift)
             case protocol.BuildWarning() | protocol.Waiting():

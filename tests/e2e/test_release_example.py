@@ -13,6 +13,8 @@ from registry_server import MemoryRegistry, Served
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "release"
 PLATFORMS = {"linux/amd64", "linux/arm64", "linux/arm/v7"}
+RELEASE_TIMEOUT = 1800.0
+"""Seconds for six images on three platforms, two of which are emulated: they install packages."""
 TAGS = {
     *(f"base:1-python{python}" for python in ("3.11", "3.13")),
     *(f"web:1-python{python}-{variant}" for python in ("3.11", "3.13") for variant in ("slim", "full")),
@@ -43,10 +45,13 @@ def test_the_example_is_built_tested_and_published_as_a_whole_and_in_jobs(
     shutil.copytree(EXAMPLE, project)
 
     def release(*arguments: str, version: str = "1") -> Outcome:
-        return kanifold.run(
+        process = kanifold.start(
             "release", *arguments, "--allow", f"fs.read={layouts}", cwd=project, VERSION=version,
             BASES=f"oci-layout://{layouts}/", REGISTRY=f"{served.host}/example", SOURCE_DATE_EPOCH="1700000000",
         )  # fmt: skip
+        with process:
+            out, err = process.communicate(timeout=RELEASE_TIMEOUT)
+        return Outcome(process.returncode, out, err)
 
     whole = release("--push")
     assert whole.code == 0, whole.said
