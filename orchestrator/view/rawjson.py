@@ -22,7 +22,8 @@ hello              platform, kanifold, host, isolation
 planned            platform, emulation, steps [{id, stage, name, line, number, of}]
 step_started       platform, step (an id of ``planned``)
 step_waiting       platform, step, what (unpack or turn; "" when it goes on)
-step_finished      platform, step, seconds (without what it waited), cached (bool), error ("" when there is none)
+step_finished      platform, step, seconds (without what it waited), cached (bool), error ("" when there is none),
+                   missed (why no cache had its result)
 log                platform, step, stream (1 stdout, 2 stderr), text (one line)
 moved              platform, action (pull, push, unpack, write, compress, context), name, done, total
                    (bytes; 0: unknown)
