@@ -64,6 +64,9 @@ class PathCalls:
         self.listener = step.listener
         self.view = step.view
         self.table = step.table
+        self.has_pipes = False
+        """Whether the step has made a pipe with a name, or opened one. Opening and closing it would wake its other
+        end."""
         self.handlers: dict[str, Callable[[SystemCall, Process], int | None]] = {
             "open": self._open, "openat": self._open, "openat2": self._open, "creat": self._open,
             "readlink": self._readlink, "readlinkat": self._readlink,
@@ -114,6 +117,8 @@ class PathCalls:
     def _opened(self, call: SystemCall, process: Process, opening: Opening) -> int | None:
         """Return a descriptor for open(2); None if it will be added later. Raises OSError."""
         base, path, flags = opening.base, opening.path, opening.flags
+        if self.has_pipes and not flags & (os.O_NONBLOCK | os.O_EXCL) and self._is_pipe(process, opening):
+            return self._awaited(call, process, opening)
         if flags & os.O_CREAT and (flags & os.O_EXCL or path.endswith(b"/")):
             if not flags & os.O_EXCL:
                 raise failure(errno.EISDIR)
@@ -175,13 +180,28 @@ class PathCalls:
             return self.step.terminals.other_end(device.minor, flags)
         raise failure(errno.EPERM if device.letter == "b" else errno.ENXIO)
 
+    def _is_pipe(self, process: Process, opening: Opening) -> bool:
+        try:
+            found = self.view.find(process, opening.base, opening.path, follow=not opening.flags & os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            status = os.fstat(found.fd)
+            return stat.S_ISFIFO(status.st_mode) and self.step.is_own_file(status)
+        finally:
+            os.close(found.fd)
+
     def _awaited(self, call: SystemCall, process: Process, opening: Opening) -> int | None:
         """Open a pipe when it has another end: in a process of its own, as that may take any time."""
         flags = opening.flags
+        self.has_pipes = True
         found = self.view.find(process, opening.base, opening.path, follow=not flags & os.O_NOFOLLOW)
         try:
-            if not stat.S_ISFIFO(os.fstat(found.fd).st_mode) or flags & os.O_NONBLOCK:
+            status = os.fstat(found.fd)
+            if not stat.S_ISFIFO(status.st_mode) or flags & os.O_NONBLOCK:
                 raise failure(errno.ENXIO)
+            if not process.credentials.overrides and self.step.is_own_file(status):
+                permissions.check_open(process.credentials, self.table.told(status), flags)
             self.step.wait_for_pipe(call, found.fd, flags)
             return None
         finally:
@@ -322,6 +342,7 @@ class PathCalls:
             above = self._making(process, directory, name)
             permitted = mode & _PERMISSIONS & ~process.fs.umask
             self.listener.still(call)
+            self.has_pipes = self.has_pipes or kind == stat.S_IFIFO
             real = kind if kind in (stat.S_IFIFO, stat.S_IFSOCK) else stat.S_IFREG
             os.mknod(name, real | permitted | 0o600, dir_fd=directory.fd)
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)

@@ -39,8 +39,6 @@ class StepContext:
         self.devices: set[tuple[int, int]] = set()
         """The files that stand for devices of this host, by device and inode number. No other can be opened."""
         self.hostname = ""
-        self.waiting: set[int] = set()
-        """Processes that open a pipe for one of the step's."""
         self._place = place
         self._device = os.fstat(view.root.fd).st_dev
         self._stood_for: dict[tuple[int, int], int] = {}
@@ -99,9 +97,7 @@ class StepContext:
         """Open the pipe ``fd`` in a process of its own, which waits until it has another end, and answer ``call``."""
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        pid = syscalls.fork(0)
-        if pid:
-            self.waiting.add(pid)
+        if syscalls.fork(0):  # it is reaped with the step's processes
             return
         try:
             syscalls.die_with_parent()
