@@ -41,6 +41,8 @@ OPTIONAL_VERBS: Final[tuple[Verb, ...]] = (
     ("list", "", "nodes", ""),
 )
 """What it does without: why a Pod waits is then told less clearly, and architectures have to be named (``arch``)."""
+REQUESTS_AT_ONCE: Final = 16
+"""Each has a connection with TLS, which takes more memory than all else that a Job takes of the orchestrator."""
 REQUEST_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 10.0
 _REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -98,6 +100,7 @@ class KubernetesClient:
         self._retired: list[Any] = []
         """Those with older credentials, over which streams go on."""
         self._renewing = asyncio.Lock()
+        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._generation = 0
         """How often credentials were read."""
         self.namespace = address.namespace
@@ -194,16 +197,17 @@ class KubernetesClient:
                 await each.close()
 
     async def _request(self, method: str, path: str, query: Mapping[str, str] | None, body: object = None) -> bytes:
-        response = await self._send(method, path, query, body)
-        try:
-            content: bytes = await response.content.read(_ANSWER_LIMIT)
-            while not response.content.at_eof() and len(content) < _ANSWER_LIMIT:
-                content += await response.content.read(_ANSWER_LIMIT)
-        except Exception as error:
-            raise _unreachable(error) from error
-        finally:
-            response.release()
-        return content
+        async with self._turns:
+            response = await self._send(method, path, query, body)
+            try:
+                content: bytes = await response.content.read(_ANSWER_LIMIT)
+                while not response.content.at_eof() and len(content) < _ANSWER_LIMIT:
+                    content += await response.content.read(_ANSWER_LIMIT)
+            except Exception as error:
+                raise _unreachable(error) from error
+            finally:
+                response.release()
+            return content
 
     async def _send(
         self, method: str, path: str, query: Mapping[str, str] | None, body: object, *, streamed: bool = False
