@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what a cluster costs, in one of its own on this machine (``tests/cluster.py``). As root.
 
-    .venv/bin/python ci/bench/kubernetes.py [--jobs 10,100,1000] [--quota N] [--wait 2h] [--rounds N] [--only scale,first]
+    .venv/bin/python ci/bench/kubernetes.py [--jobs 10,100,1000] [--quota N] [--wait T] [--only scale,first]
 
 - ``scale``: memory and requests of an orchestrator by its number of Jobs, all of them at the same time. Their image
   ends at once, so that this machine suffices for a thousand. With ``--quota 0 --wait 1m`` all of them wait, and fail.
