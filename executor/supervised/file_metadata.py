@@ -135,9 +135,10 @@ class MetadataTable:
         owner = uid if uid >= 0 else known.uid, gid if gid >= 0 else known.gid
         self.set(status, FileMetadata(*owner, permissions, known.device))
 
-    def touch(self, file: int) -> None:
-        """Change the ctime of ``file``, so that the change to its metadata is noticed."""
-        os.chown(f"/proc/self/fd/{file}", -1, -1)
+    def touch(self, file: int, status: os.stat_result) -> None:
+        """Change the ctime of ``file``, with ``status``, so that the change to its metadata is noticed; nothing else,
+        as chown(2) would."""
+        os.chmod(f"/proc/self/fd/{file}", stat.S_IMODE(status.st_mode))
 
     def write(self) -> None:
         """Write the records of the directory."""

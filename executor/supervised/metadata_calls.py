@@ -330,7 +330,7 @@ class MetadataCalls:
             raise failure(errno.EINVAL)
         if stat.S_ISLNK(status.st_mode):
             raise failure(errno.EPERM)
-        self.table.touch(found.fd)
+        self.table.touch(found.fd, status)
         self.table.set(status, replace(self.table.of(status), capability=value))
 
     def _get_attribute(self, call: SystemCall, process: Process) -> int:
@@ -383,7 +383,7 @@ class MetadataCalls:
                     raise failure(errno.ENODATA)
                 if not process.credentials.privileged:
                     raise failure(errno.EPERM)
-                self.table.touch(found.fd)
+                self.table.touch(found.fd, status)
                 self.table.set(status, replace(known, capability=b""))
             elif name.startswith(_ATTRIBUTES):
                 permissions.check_owner(process.credentials, self.table.told(status))

@@ -137,9 +137,12 @@ def test_file_capabilities_are_recorded(answered_sandbox: SandboxProcess) -> Non
         path[1:]: ("x", "755", path) for path in map(str, map(Path, paths))
     }
     layer = answered_sandbox.plant(nodes)
-    command = "cp /bin/busybox /b; setcap cap_net_raw=ep /b; cp /b /c; mv /b /d; chown 1 /d; setcap cap_net_raw=ep /c"
+    command = (
+        "cp /bin/busybox /b; cp /b /e; chmod 2755 /e; setcap cap_net_raw=ep /e; stat -c %a /e;"
+        "setcap cap_net_raw=ep /b; cp /b /c; mv /b /d; chown 1 /d; setcap cap_net_raw=ep /c"
+    )
     made = answered_sandbox.spec("/bin/sh", "-c", command, layers=(layer, answered_sandbox.busybox))
     found: Recorded = answered_sandbox.call(_run, made)
-    assert found.done.err == ""
+    assert (found.done.out, found.done.err) == ("2755\n", "")
     assert found.records["c"].capability[:1] == b"\x01"
     assert found.records["d"] == Record(b"d", 1), "chown(2) removes capabilities"
