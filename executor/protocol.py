@@ -27,7 +27,7 @@ from platforms import decoding
 from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
 
-VERSION: Final = 13
+VERSION: Final = 14
 PATIENCE: Final = 60.0
 """Seconds that the orchestrator of an executor elsewhere may be silent until it says another number (``Ping``)."""
 
