@@ -56,9 +56,7 @@ class Striking(list[events.Event]):
     def append(self, event: events.Event) -> None:
         super().append(event)
         if isinstance(event, events.FromExecutor) and isinstance(event.message, Log) and not self.struck:
-            self.struck = self._mark.processes()
-            for each in self.struck:
-                os.kill(each, self._signal)
+            self.struck = self._mark.signal(self._signal)
 
     @property
     def moves(self) -> list[events.PlatformMoved]:
@@ -123,8 +121,7 @@ def test_the_job_of_a_node_that_fails_moves_to_the_next_one(
     assert "node first" in move.problem.what
     ended = [each for each in seen if isinstance(each, events.PlatformEnded)]
     assert [each.outcome for each in ended] == ["built"]
-    for each in marks[0].processes():  # nobody is there to continue what was stopped
-        os.kill(each, signal.SIGKILL)
+    marks[0].signal(signal.SIGKILL)  # nobody is there to continue what was stopped
 
 
 def test_the_same_node_is_tried_again_at_last_and_finds_its_finished_steps(
@@ -179,8 +176,7 @@ def kill_when_cached(memory: MemoryRegistry, mark: Marked) -> None:
     end = time.monotonic() + 30
     while not any(name.startswith("kept.") for _, name in list(memory.manifests)) and time.monotonic() < end:
         time.sleep(0.01)
-    for each in mark.processes():
-        os.kill(each, signal.SIGKILL)
+    mark.signal(signal.SIGKILL)
 
 
 LIES = ("killed", "dies_later", "dies_in_a_line", "junk_later", "blob_cut_short", "other_manifest", "deaf_to_fetches")

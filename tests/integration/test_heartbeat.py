@@ -158,8 +158,7 @@ def test_an_executor_that_hangs_is_given_up(
     assert problem.why
     assert problem.remedy
     assert not (tmp_path / "out").exists()
-    for each in mark.processes():  # what is elsewhere ends by itself, and not while it is stopped
-        os.kill(each, signal.SIGCONT)
+    mark.signal(signal.SIGCONT)  # what is elsewhere ends by itself, and not while it is stopped
 
 
 def test_a_step_that_says_nothing_is_no_executor_that_hangs(
