@@ -213,6 +213,11 @@ execveat            322   358   281   387   362   354   281
 """
 """Calls that the tracer replaces."""
 
+FORKING: Final = """\
+clone                56   120   220   120   120   120   220
+"""
+"""Refused (EPERM) for a process without a tracer."""
+
 CONTROLLING: Final = """\
 prctl               157   172   167   172   171   172   167
 fcntl                72    55    25    55    55    55    25

@@ -11,7 +11,7 @@ import socket
 from functools import partial
 from typing import Final
 
-from executor.sandbox import seccomp
+from executor.sandbox import profile, seccomp
 from executor.sandbox.seccomp import ABSENT, ALLOW, DENY, NOTIFY, SUCCEED, TRACE, Line, Rules, numbers
 from executor.supervised import answered_calls
 
@@ -27,6 +27,8 @@ _OWNING_REQUESTS: Final = (0x8901, 0x8902)
 _INTERNET: Final = (socket.AF_INET, socket.AF_INET6, 17)
 """With AF_PACKET."""
 _IOPRIO_WHO_PROCESS: Final = 1
+_CLONE_UNTRACED: Final = 0x00800000
+"""linux/sched.h: the child is not traced, so that it would outlive its tracer, and could be made faster than killed."""
 
 
 def program(*, network: bool, scoped: bool, machine: str = "") -> bytes:
@@ -68,6 +70,10 @@ def _rules(architecture: str, *, network: bool, scoped: bool) -> Rules:
     }
     for name, number in numbers(answered_calls.CONTROLLING, architecture).items():
         rules[number] = controlling[name]
+    for number in numbers(answered_calls.FORKING, architecture).values():
+        conditions = profile.CONDITIONAL[architecture][number]
+        flags, _, _ = conditions[0]
+        rules[number] = (_load(flags), (seccomp.JSET, 0, 1, _CLONE_UNTRACED), *DENY, *seccomp.one_of(conditions))
     return rules
 
 

@@ -62,6 +62,8 @@ class AnsweredTracer(Tracer):
         child = syscalls.ptrace_message(pid)
         registers = Registers.read(pid)
         flags = registers.arguments[0] if registers.call == "clone" else 0
+        if not self._is_there(child):  # ended and reaped already: its number may become another's
+            return
         self._processes.started(pid, child, flags & ~(0 if event == syscalls.PTRACE_EVENT_CLONE else CLONE_THREAD))
         if child in self._held:
             self._held.discard(child)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from typing import TYPE_CHECKING
 
 from executor.supervised.identity_calls import IdentityCalls
@@ -38,7 +39,7 @@ class CallAnswers:
             value = self._handlers[call.name](call, process)
         except OSError as error:
             self._listener.answer(call, error=error.errno or errno.EINVAL)
-        except ValueError:  # a path with a NUL byte, a length that no file has
+        except (ValueError, OverflowError, struct.error):  # a path with a NUL byte, a number that does not fit
             self._listener.answer(call, error=errno.EINVAL)
         else:
             if value is not None:

@@ -141,6 +141,8 @@ class PathCalls:
             status = os.fstat(fd)
             kind = stat.S_IFMT(status.st_mode)
             known = self.table.of(status)
+            if flags & os.O_TRUNC and found.readonly:  # which O_RDONLY does not keep the kernel from
+                raise failure(errno.EROFS)
             if not process.credentials.overrides and (kind != stat.S_IFIFO or self.step.is_own_file(status)):
                 permissions.check_open(process.credentials, self.table.told(status), flags)
             if known.device is not None and kind == stat.S_IFREG:
@@ -393,6 +395,7 @@ class PathCalls:
                 if name in (b".", b".."):
                     raise failure(errno.EEXIST)
                 self._making(process, directory, name)
+                self._same_mount(found.fd, directory.fd)
                 self.listener.still(call)
                 os.link(b"/proc/self/fd/%d" % found.fd, name, dst_dir_fd=directory.fd, follow_symlinks=True)
             finally:
@@ -454,6 +457,7 @@ class PathCalls:
                     self._removable(process, to, new_name)
                 except FileNotFoundError:
                     self._writable(process, to)
+                self._same_mount(from_.fd, to.fd)
                 self.listener.still(call)
                 syscalls.renameat2(from_.fd, old_name, to.fd, new_name, flags)
             finally:
@@ -461,6 +465,15 @@ class PathCalls:
         finally:
             os.close(from_.fd)
         return 0
+
+    def _same_mount(self, one: int, other: int) -> None:
+        """Check that two open files are in the same mount. Raises OSError (EXDEV).
+
+        On the disk they can be in one file system: a link to a file of a read-only mount could be written to, and one
+        to a file of a cache would let later steps change the layer that it is in.
+        """
+        if self.view.mount_of(one) is not self.view.mount_of(other):
+            raise failure(errno.EXDEV)
 
     def _truncate(self, call: SystemCall, process: Process) -> int:
         length = call.arguments[1]

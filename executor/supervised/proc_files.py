@@ -158,7 +158,10 @@ class ProcFiles:
     def _line(self, thread: int, field: bytes) -> list[bytes]:
         """Return the words of a ``field`` (proc_pid_status(5))."""
         with open(os.open(b"%d/status" % thread, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc), "rb") as file:
-            return next(line.split()[1:] for line in file if line.startswith(field))
+            for line in file:
+                if line.startswith(field):
+                    return line.split()[1:]
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it is about to end
 
     @contextmanager
     def _process(self, number: int, *, known: bool) -> Iterator[int]:

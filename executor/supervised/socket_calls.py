@@ -3,7 +3,8 @@
 connect(2) and bind(2) of other sockets are left to the kernel, which reads the address from the caller's memory. So no
 process of the step may have a socket of AF_UNIX that the kernel would connect or bind to a path: it gets one that is
 connected and bound already, a placeholder. connect and bind are executed here on another socket, which then takes the
-descriptor's place. A socket that was bound listens at once, so that it cannot be connected.
+descriptor's place. A socket that was bound listens at once, so that it cannot be connected; one that is connected gets
+a name from the kernel first, so that it cannot be bound.
 
 Sockets for datagrams can neither be connected nor bound. Names in the abstract namespace, which all containers with the
 same network share, get a prefix.
@@ -133,6 +134,7 @@ class SocketCalls:
                 raise failure(errno.ECONNREFUSED)
             with socket.socket(socket.AF_UNIX, kind) as made:
                 made.setblocking(False)
+                made.bind(b"")
                 made.connect(address)
                 self._replace(call, process, made)
         finally:

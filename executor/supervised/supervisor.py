@@ -99,6 +99,8 @@ class Supervisor:
                     self._listener.proceed(call)
             except OSError as failed:
                 self._listener.answer(call, error=failed.errno or errno.EINVAL)
+            except (ValueError, OverflowError, struct.error):  # a number that does not fit
+                self._listener.answer(call, error=errno.EINVAL)
             finally:
                 self._take_ids(0, 0)
 
@@ -223,7 +225,7 @@ class Supervisor:
         major, minor = number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00
         if stat.S_ISCHR(mode) and not number:  # a whiteout of overlayfs, which takes no capability
             return False
-        if os.stat(b"%d" % call.pid, dir_fd=self._outside.proc).st_uid:
+        if self._proc.users(call.pid)[1]:
             raise OSError(errno.EPERM, "")
         above, slash, name = (self._path(call, base, address) or b"").rpartition(b"/")
         if name in (b"", b".", b".."):

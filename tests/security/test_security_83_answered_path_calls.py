@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from sandbox_process import Done, Inside, Node, SandboxProcess
 
+from executor.sandbox.spec import Bind
+
 PERL = shutil.which("perl") or ""
 NUMBERS = {
     "x86_64": {
@@ -21,6 +23,7 @@ NUMBERS = {
         "setpriority": 141, "fcntl": 72, "mknodat": 259, "mount": 165, "unshare": 272, "setns": 308, "chroot": 161,
         "pivot_root": 155, "open_by_handle_at": 304, "name_to_handle_at": 303, "io_uring_setup": 425,
         "open_tree": 428, "userfaultfd": 323, "kcmp": 312, "inotify_add_watch": 254, "setxattrat": 463, "nosuch": 999,
+        "truncate": 76, "setxattr": 188, "clone": 56, "readlinkat": 267,
     },
     "aarch64": {
         "openat": 56, "openat2": 437, "fchdir": 50, "linkat": 37, "ptrace": 117, "process_vm_readv": 270, "kill": 129,
@@ -28,6 +31,7 @@ NUMBERS = {
         "setpriority": 140, "fcntl": 25, "mknodat": 33, "mount": 40, "unshare": 97, "setns": 268, "chroot": 51,
         "pivot_root": 41, "open_by_handle_at": 265, "name_to_handle_at": 264, "io_uring_setup": 425,
         "open_tree": 428, "userfaultfd": 282, "kcmp": 272, "inotify_add_watch": 27, "setxattrat": 463, "nosuch": 999,
+        "truncate": 45, "setxattr": 5, "clone": 220, "readlinkat": 78,
     },
 }.get(os.uname().machine, {})  # fmt: skip
 
@@ -66,6 +70,10 @@ def _place(inside: Inside) -> str:
     (place / "secret").write_text(SECRET)
     os.environ["REGISTRY_TOKEN"] = SECRET
     return str(place)
+
+
+def _fresh(inside: Inside, name: str) -> str:
+    return str(inside.fresh(name))
 
 
 def attack(sandbox: SandboxProcess, perl: str, script: str, values: Mapping[str, object] = {}, **spec: object) -> Done:
@@ -166,6 +174,74 @@ def test_sockets_lead_nowhere(answered_sandbox: SandboxProcess, perl: str, outsi
         named.listen()
         assert attack(answered_sandbox, perl, script, {"place": outside, "name": "kanifold-test"}).out == "end\n"
     assert not (outside / "new").exists()
+
+
+def test_a_connected_socket_has_a_name(answered_sandbox: SandboxProcess, perl: str) -> None:
+    """So the kernel cannot bind it to a path that another thread writes to memory after the check."""
+    script = r"""
+    socket(my $server, 1, 1, 0); bind($server, pack("Sa108", 1, "/server")) or print "not bound: $!\n";
+    socket(my $client, 1, 1, 0); connect($client, pack("Sa108", 1, "/server")) or print "not connected: $!\n";
+    accept(my $accepted, $server);
+    print length(getsockname($_)) > 2 ? "named\n" : "without a name\n" for $client, $accepted;
+    """
+    assert attack(answered_sandbox, perl, script).out == "named\nnamed\n"
+
+
+def test_a_file_of_a_mount_is_not_linked_or_moved_out_of_it(
+    answered_sandbox: SandboxProcess, perl: str, outside: Path
+) -> None:
+    """A link to a file of a read-only mount could be written to; one to a file of a cache is in a layer and a cache."""
+    script = r"""
+    open(my $held, "<", "/source/secret"); my $empty = "\0"; my $name = "/byfd\0"; my $other = "/bymagic\0";
+    my $magic = "/proc/self/fd/@{[fileno $held]}\0";
+    sys("linkat", fileno($held), $empty, -100, $name, 0x1000);
+    sys("linkat", -100, $magic, -100, $other, 0x400);
+    link("/source/secret", "/linked") or print "link ", $! + 0, "\n";
+    open(my $new, ">", "/cache/file"); close $new;
+    link("/cache/file", "/kept") or print "link ", $! + 0, "\n";
+    rename("/cache/file", "/kept") or print "rename ", $! + 0, "\n";
+    rename("/cache/file", "/cache/other") and link("/cache/other", "/cache/third") and print "within\n";
+    """
+    cache = answered_sandbox.call(_fresh, "cache")
+    mounts = (Bind(str(outside), "/source", readonly=True), Bind(cache, "/cache"))
+    out = attack(answered_sandbox, perl, script, mounts=mounts).out
+    assert out == "linkat 18\nlinkat 18\nlink 18\nlink 18\nrename 18\nwithin\n"
+
+
+def test_a_read_only_mount_is_not_truncated_by_opening_it_for_reading(
+    answered_sandbox: SandboxProcess, perl: str, outside: Path
+) -> None:
+    script = r"""
+    my $path = "/source/secret\0"; my $name = "secret\0"; my $top = "/source\0";
+    sys("openat", -100, $path, 01000);
+    sys("openat", syscall($n{openat}, -100, $top, 0200000), $name, 01000);
+    open(my $held, "<", "/source/secret"); my $magic = "/proc/self/fd/@{[fileno $held]}\0";
+    sys("openat", -100, $magic, 01000);
+    chdir "/source"; sys("openat", -100, $name, 01000);
+    """
+    out = attack(answered_sandbox, perl, script, mounts=(Bind(str(outside), "/source", readonly=True),)).out
+    assert out == "openat 30\n" * 4
+    assert (outside / "secret").read_text() == SECRET
+
+
+def test_no_argument_ends_the_supervisor(answered_sandbox: SandboxProcess, perl: str) -> None:
+    script = r"""
+    my $path = "/file\0"; my $name = "user.a\0"; my $text = "x"; open(my $file, ">", "/file"); close $file;
+    sys("truncate", $path, -1);
+    sys("setxattr", $path, $name, $text, 1, -1);
+    sys("kill", -1, -1);
+    sys("kill", -1, 0x7fffffff);
+    sys("openat", -100, -1, 0); sys("readlinkat", -100, -1, -1, -1); sys("openat2", -100, $path, -1, 24);
+    print "end\n";
+    """
+    out = attack(answered_sandbox, perl, script).out
+    assert "done" not in out.replace("kill done", "")
+    assert out.endswith("end\n")
+
+
+def test_it_makes_no_process_without_the_tracer(answered_sandbox: SandboxProcess, perl: str) -> None:
+    script = 'my $pid = sys("clone", 0x00800000 | 17, 0, 0, 0, 0); exit if !$pid;'
+    assert attack(answered_sandbox, perl, script).out == "clone 1\n"
 
 
 def test_devices_that_it_makes_cannot_be_opened(answered_sandbox: SandboxProcess, perl: str) -> None:
