@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
 from executor.dockerfile.suggestions import hint
 from executor.registry import reference
-from orchestrator.release.model import DEFAULT_GROUP, Release, ReleaseImage
+from orchestrator.release.model import DEFAULT_GROUP, MOST, Release, ReleaseImage
 from platforms import host, parsing
 from platforms.errors import KanifoldError, UsageError
 from platforms.platform import Platform
-
-MOST: Final = 400
-"""Maximum number of images of a release, and of groups."""
 
 
 class Only(msgspec.Struct, frozen=True):

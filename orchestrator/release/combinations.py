@@ -50,6 +50,8 @@ def combinations(matrix: Setting, variables: Variables) -> tuple[Pairs, ...]:
                 )
         found = [each for each in found if not left_out.items() <= dict(each).items()]
     for rule in entries["include"].sequence() if "include" in entries else ():
+        if len(found) >= MOST:
+            raise rule.refusal(f"the matrix has more than {MOST} images")
         added = _rule(rule, axes, variables)
         lacking = [axis for axis in axes if axis not in added]
         if lacking:

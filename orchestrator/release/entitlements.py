@@ -13,13 +13,17 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from executor.dockerfile.suggestions import hint
+from executor.protocol import CacheInDirectory
+from executor.registry import layout
 from orchestrator import contexts
-from orchestrator.release.model import IMAGE_CONTEXT, Release, ReleaseImage
+from orchestrator.outputs import DockerArchive, FilesOutput, OciArchive, OciLayout
+from orchestrator.release.model import ReleaseImage
+from orchestrator.request import BuildRequest
 from platforms.errors import UsageError
-from platforms.paths import named_by_user
 
 SCRIPTS: Final = "test.script"
 SSH: Final = "ssh"
+_LAYOUT: Final = "oci-layout://"
 _PATHS: Final = ("fs.read", "fs.write", "fs")
 _BUILDS: Final = ("network.host", "security.insecure", "buildx.local.delete", "device")
 _KNOWN: Final = (SCRIPTS, SSH, *_PATHS, *_BUILDS)
@@ -42,24 +46,28 @@ def of_builds(allowed: Sequence[str]) -> tuple[str, ...]:
     return tuple(each for each in allowed if each.partition("=")[0] in _BUILDS)
 
 
-def check(release: Release, images: Sequence[ReleaseImage], allowed: Sequence[str]) -> None:
-    """Raise ``UsageError`` for the first thing that ``images`` ask for and ``allowed`` does not grant."""
+def check(images: Sequence[ReleaseImage], allowed: Sequence[str]) -> None:
+    """Raise ``UsageError`` for the first of ``images`` with scripts or SSH agents that ``allowed`` does not grant."""
     for image in images:
         if any(test.script for test in image.tests) and SCRIPTS not in allowed:
             test = next(test for test in image.tests if test.script)
             raise _refused(image, f"the test {test.name} runs a program of this machine", SCRIPTS)
         if image.ssh and SSH not in allowed:
             raise _refused(image, "it asks for an SSH agent", SSH)
-        for kind, path in _paths(image):
-            whole = os.path.realpath(named_by_user(release.directory, path))
-            granted = [
-                os.path.realpath(each.partition("=")[2]) for each in allowed if each.startswith((f"{kind}=", "fs="))
-            ]
-            if not any(
-                _inside(whole, each) for each in (*granted, *map(os.path.realpath, (release.directory, os.curdir)))
-            ):
-                verb = "writes" if kind == "fs.write" else "reads"
-                raise _refused(image, f"it {verb} {path}, which is outside of the release", f"{kind}={whole}")
+
+
+def check_paths(image: ReleaseImage, request: BuildRequest, directory: str, allowed: Sequence[str]) -> None:
+    """Raise ``UsageError`` for the first path of ``request``, that of ``image``, which ``allowed`` does not grant.
+
+    The request is what is done, however the file has spelled it. ``directory`` is that of the release file.
+    """
+    own = tuple(map(os.path.realpath, (directory, os.curdir)))
+    for kind, path in _paths(request):
+        whole = os.path.realpath(os.path.expanduser(path))
+        granted = [os.path.realpath(each.partition("=")[2]) for each in allowed if each.startswith((f"{kind}=", "fs="))]
+        if not any(_inside(whole, each) for each in (*granted, *own)):
+            verb = "writes" if kind == "fs.write" else "reads"
+            raise _refused(image, f"it {verb} {path}, which is outside of the release", f"{kind}={whole}")
 
 
 def _refused(image: ReleaseImage, what: str, entitlement: str) -> UsageError:
@@ -75,18 +83,24 @@ def _inside(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _paths(image: ReleaseImage) -> Iterator[tuple[str, str]]:
-    """Yield the paths of this machine that ``image`` names, each with the kind of access."""
-    for place in (image.context, *(value for _, value in image.contexts)):
-        local = place.removeprefix("oci-layout://").partition("@")[0]
-        if not (contexts.is_remote(place) or place == "-" or place.startswith((IMAGE_CONTEXT, "docker-image://"))):
-            yield "fs.read", local
-    if image.dockerfile and not contexts.is_remote(image.context):
-        yield "fs.read", named_by_user(image.context, image.dockerfile)
-    for fields in (*image.secrets, *image.cache_from):
-        for key in ("src", "source"):
-            if value := dict(fields).get(key, ""):
-                yield "fs.read", value
-    for fields in (*image.outputs, *image.cache_to):
-        if (value := dict(fields).get("dest", "")) not in ("", "-"):
-            yield "fs.write", value
+def _paths(request: BuildRequest) -> Iterator[tuple[str, str]]:
+    """Yield the paths of this machine that ``request`` names, each with the kind of access."""
+    for place in (request.context, *(value for _, value in request.build_contexts)):
+        if place.startswith(_LAYOUT):
+            yield "fs.read", layout.split_location(place.removeprefix(_LAYOUT))[0]
+        elif not (contexts.is_remote(place) or place == "-" or place.startswith("docker-image://")):
+            yield "fs.read", place
+    if request.dockerfile not in ("", "-") and not contexts.is_remote(request.context):
+        yield "fs.read", request.dockerfile
+    for secret in request.secrets:
+        if secret.file:
+            yield "fs.read", secret.file
+    for source in request.options.cache_from:
+        if isinstance(source, CacheInDirectory):
+            yield "fs.read", source.name
+    for export in request.options.cache_to:
+        if isinstance(export.to, CacheInDirectory):
+            yield "fs.write", export.to.name
+    for output in request.outputs:
+        if isinstance(output, OciLayout | OciArchive | DockerArchive | FilesOutput) and output.dest != "-":
+            yield "fs.write", output.dest

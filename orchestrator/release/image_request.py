@@ -78,8 +78,10 @@ def arguments(image: ReleaseImage, directory: str, images: Mapping[str, str]) ->
 def _flags(directory: str, values: Iterable[Fields]) -> Iterable[str]:
     """Return ``values`` as a flag takes them, with paths that do not depend on the current directory."""
     for fields in values:
-        placed = ((key, _path(directory, value) if key in _PLACES and value != "-" else value) for key, value in fields)
-        yield csv_of((key, value) for key, value in placed if value)
+        named = ((key.strip().lower(), key, value) for key, value in fields if value)
+        yield csv_of(
+            (key, _path(directory, value) if name in _PLACES and value != "-" else value) for name, key, value in named
+        )
 
 
 def _path(directory: str, path: str) -> str:

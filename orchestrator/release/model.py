@@ -12,6 +12,8 @@ import msgspec
 
 from platforms.errors import Location
 
+MOST: Final = 400
+"""Maximum number of images of a release, and of groups."""
 IMAGE_CONTEXT: Final = "target:"
 """Begins the value of a named context that is another image of the release: ``target:NAME``."""
 DEFAULT_GROUP: Final = "default"

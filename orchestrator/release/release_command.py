@@ -22,12 +22,11 @@ from orchestrator.nodes.local_node import LocalNode
 from orchestrator.nodes.node import Node
 from orchestrator.prefork import PreforkServer
 from orchestrator.registries import Connect
-from orchestrator.release import bake_json, release_jobs
+from orchestrator.release import bake_json, release_jobs, tag_publication
 from orchestrator.release.model import ReleaseImage
 from orchestrator.release.release_build import BuiltImage, ReleaseBuild, started
 from orchestrator.release.release_flags import ReleaseFlags, ReleasePlan, plan
 from orchestrator.release.release_jobs import ReleaseJob
-from orchestrator.release.tag_publication import publish_all
 from orchestrator.request import BuildRequest
 from orchestrator.session import SharedCapacity
 from orchestrator.view import events, open_display
@@ -55,6 +54,10 @@ def _run(planned: ReleasePlan) -> int:
     if flags.show:
         print_json(bake_json.document(planned.selected.images, planned.release.groups, planned.names))
         return 0
+    own = [
+        each for each in zip(planned.selected.images, requests, strict=True) if each[0].name in planned.selected.wanted
+    ]
+    tag_publication.check([image for image, _ in own], [request for _, request in own])
     from orchestrator import bootstrap, prefork, registries
 
     if flags.join:
@@ -169,7 +172,7 @@ class _Running(msgspec.Struct, frozen=True):
             work = ReleaseBuild(shared, selected, self.request, release.directory, self.planned.provided)
             every = await work.build()
             built = tuple(each for each in every if each.image.name in selected.wanted)
-            await publish_all([each.prepared for each in built], opened.registry, emit)
+            await tag_publication.publish_all([each.prepared for each in built], opened.registry, emit)
         flags = ReleaseFlags(self.planned.given)
         if flags.metadata_file:
             documents: dict[str, object] = {each.image.name: _metadata(each) for each in built}

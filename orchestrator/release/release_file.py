@@ -32,8 +32,9 @@ from msgspec.structs import replace
 
 from executor.dockerfile.suggestions import hint
 from orchestrator import project_file, yaml_settings
+from orchestrator.nodes import inventory
 from orchestrator.release.combinations import combinations
-from orchestrator.release.model import IMAGE_CONTEXT, Fields, Group, ImageTest, Pairs, Release, ReleaseImage
+from orchestrator.release.model import IMAGE_CONTEXT, MOST, Fields, Group, ImageTest, Pairs, Release, ReleaseImage
 from orchestrator.release.variables import Variables
 from orchestrator.yaml_settings import Setting
 from platforms import durations
@@ -49,6 +50,8 @@ IMAGE_KEYS: Final = (
 """The keys of an image."""
 TEST_KEYS: Final = ("name", "run", "command", "script", "network", "timeout", "platforms")
 """The keys of a test."""
+_CHAIN: Final = 64
+"""Maximum number of images and templates that inherit from each other in a row."""
 _SWITCH: Final = {"true": True, "false": False}
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_-]+")
@@ -89,6 +92,8 @@ def parsed(document: Setting, given: Mapping[str, str], environ: Mapping[str, st
         made = file.images_of(name, setting)
         if [each.name for each in made] != [name]:
             groups.append(Group(name, tuple(each.name for each in made)))
+        if len(found) + len(made) > MOST:
+            raise setting.refusal(f"the release has more than {MOST} images")
         for each in made:
             if any(other.name == each.name for other in found):
                 raise setting.refusal(f"two images are called {each.name}", remedy="give each a `name` of its own")
@@ -172,6 +177,8 @@ class _File(msgspec.Struct, frozen=True):
                 raise own["inherits"].refusal(
                     f"there is neither an image nor a template {name}{hint(name, tuple(known))}"
                 )
+            if len(below) >= _CHAIN:
+                raise own["inherits"].refusal(f"more than {_CHAIN} images and templates inherit in a row")
             if name in below:
                 raise own["inherits"].refusal(f"it inherits from itself: {' -> '.join((*below, name))}")
             if name not in self.inherited:
@@ -206,7 +213,7 @@ class _File(msgspec.Struct, frozen=True):
             shm_size=each.text("shm-size") or None,
             ulimits=each.texts("ulimits"),
             extra_hosts=each.pairs("extra-hosts"),
-            nodes=each.texts("nodes") if "nodes" in entries else None,
+            nodes=each.nodes("nodes") if "nodes" in entries else None,
             tests=each.tests(),
             matrix=values,
             where=setting.source.location(setting.line),
@@ -256,6 +263,16 @@ class _ImageReader(msgspec.Struct, frozen=True):
     def _texts(self, setting: Setting) -> tuple[str, ...]:
         items = (setting,) if isinstance(setting.value, str) else setting.sequence()
         return tuple(filter(None, map(self._text, items)))
+
+    def nodes(self, key: str) -> tuple[str, ...]:
+        """Return names of nodes: what a node is and where is for the user's inventory to say."""
+        found = self.texts(key)
+        for each in found:
+            try:
+                inventory.check_name(each)
+            except UsageError as error:
+                raise inventory.refused(self.entries[key], error) from error
+        return found
 
     def pairs(self, key: str) -> Pairs:
         """Return a mapping of texts."""

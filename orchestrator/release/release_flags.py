@@ -155,11 +155,18 @@ class ReleasePlan(msgspec.Struct, frozen=True):
         return parameters(image, words, shared)
 
     def first_requests(self) -> tuple[BuildRequest, ...]:
-        """Return the requests of all images as far as they are known before anything is built."""
-        return tuple(
-            self.request(each, {**dict.fromkeys(each.depends_on, "docker-image://scratch"), **self.provided})
-            for each in self.selected.images
-        )
+        """Return the requests of all images as far as they are known before anything is built.
+
+        Raises ``UsageError`` for paths that the file may not name; joining jobs uses none.
+        """
+        found = []
+        for image in self.selected.images:
+            places = {**dict.fromkeys(image.depends_on, "docker-image://scratch"), **self.provided}
+            request = self.request(image, places)
+            if not self.given["join"]:
+                entitlements.check_paths(image, request, self.release.directory, self.allowed)
+            found.append(request)
+        return tuple(found)
 
 
 def plan(given: Mapping[str, Any], names: tuple[str, ...], environ: Mapping[str, str]) -> ReleasePlan:
@@ -176,7 +183,7 @@ def plan(given: Mapping[str, Any], names: tuple[str, ...], environ: Mapping[str,
             remedy="leave one of the two out; --set '*.platform=…' says that an image has these platforms alone",
         )
     selected = replace(selected, images=tuple(_with_destinations(each, flags) for each in selected.images))
-    entitlements.check(release, selected.images, flags.allow)
+    entitlements.check(selected.images, flags.allow)
     return ReleasePlan(release, selected, names, given, flags.allow)
 
 
@@ -197,7 +204,7 @@ def _part(flags: ReleaseFlags, release: Release, names: tuple[str, ...]) -> Rele
     images = tuple(
         overrides.with_push(each, True) if each.name in selected.wanted else each for each in selected.images
     )
-    entitlements.check(release, images, flags.allow)
+    entitlements.check(images, flags.allow)
     return ReleasePlan(release, replace(selected, images=images), names, flags.given, flags.allow, job, provided)
 
 

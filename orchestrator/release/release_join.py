@@ -53,8 +53,14 @@ def _results(planned: ReleasePlan, requests: Sequence[BuildRequest]) -> _Results
             there = release_jobs.result(planned.metadata, job)
             if there is None:
                 missing.append(job.name)
-            else:
-                found[image.name, platform] = there
+                continue
+            unsaid = [name for name in image.depends_on if name not in there.built_from]
+            if unsaid:
+                raise BuildError(
+                    f"the metadata of {job.name} does not say from which {unsaid[0]} it was built",
+                    remedy="run the job again: the release file was another one then",
+                )
+            found[image.name, platform] = there
     if missing:
         raise BuildError(
             f"{len(missing)} of {len(missing) + len(found)} jobs of the release have left nothing",

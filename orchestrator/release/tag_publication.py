@@ -10,11 +10,14 @@ from typing import Final
 import msgspec
 
 from executor.registry.reference import Reference
+from orchestrator import publish
 from orchestrator.publish import PreparedImage
 from orchestrator.registries import Registry
+from orchestrator.release.model import ReleaseImage
+from orchestrator.request import BuildRequest
 from orchestrator.view import events
 from orchestrator.view.events import Emit
-from platforms.errors import Interrupted, KanifoldError, RegistryError
+from platforms.errors import Interrupted, KanifoldError, RegistryError, UsageError
 
 _ANSWER: Final = 1.0
 """Seconds to wait for a registry's answer about a tag when the publication is interrupted."""
@@ -29,6 +32,20 @@ class _Tag(msgspec.Struct, frozen=True):
     prepared: PreparedImage
     present: str
     """Its digest before; "" if it is new or unknown."""
+
+
+def check(images: Sequence[ReleaseImage], requests: Sequence[BuildRequest]) -> None:
+    """Raise ``UsageError`` if two of ``images`` would set one tag, however their ``requests`` name it."""
+    owners: dict[str, str] = {}
+    for image, request in zip(images, requests, strict=True):
+        for tag in publish.tags_of(request):
+            owner = owners.setdefault(str(tag), image.name)
+            if owner != image.name:
+                raise UsageError(
+                    f"two images have the tag {tag.familiar()}: {owner} and {image.name}",
+                    remedy="give each a tag of its own",
+                    where=image.where,
+                )
 
 
 async def publish_all(images: Sequence[PreparedImage], registry: Registry, emit: Emit) -> None:

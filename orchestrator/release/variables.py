@@ -19,6 +19,8 @@ from orchestrator.release.interpolation import InterpolationError, UnknownVariab
 from orchestrator.yaml_settings import Setting
 from platforms.errors import UsageError
 
+_CHAIN: Final = 32
+"""Maximum number of variables whose defaults are made of one another in a row."""
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -45,6 +47,8 @@ class Variables:
         self._directory = directory
         self._reading: list[str] = []
         """The variables whose defaults are being interpolated."""
+        self._defaults: dict[str, str] = {}
+        """The defaults that were interpolated, each once."""
 
     @functools.cached_property
     def checkout(self) -> checkout.CheckedOutCommit | None:
@@ -63,13 +67,18 @@ class Variables:
         default = self._declared[name]
         if default.value == "":
             return None
+        if name in self._defaults:
+            return self._defaults[name]
         if name in self._reading:
             raise InterpolationError(f"its value depends on itself: {' -> '.join((*self._reading, name))}")
+        if len(self._reading) >= _CHAIN:
+            raise InterpolationError(f"more than {_CHAIN} variables depend on each other in a row")
         self._reading.append(name)
         try:
-            return self.text(default, {})
+            self._defaults[name] = self.text(default, {})
         finally:
             self._reading.pop()
+        return self._defaults[name]
 
     def _of_git(self, name: str) -> str | None:
         if name not in checkout.VARIABLES:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from orchestrator import project_file
+from orchestrator import project_file, yaml_settings
 from orchestrator.release import release_file
 from orchestrator.release.model import ImageTest, Release, ReleaseImage
 from platforms.errors import UsageError
@@ -237,3 +237,43 @@ def test_the_schema_is_one_and_has_every_key() -> None:
 
 def plain(text: str) -> Any:
     return yaml.safe_load(text)
+
+
+def test_a_file_names_nodes_and_no_addresses() -> None:
+    text = "images: {a: {nodes: ['b=ssh://me@example.com']}}"
+    with pytest.raises(UsageError, match="a node cannot be called"):
+        release_file.parsed(yaml_settings.parse(text.encode(), "kanifold.yaml"), {}, {})
+
+
+def _row(length: int, head: str, entry: str) -> str:
+    return "\n".join((head, "  X0: a", *(entry.format(each, each - 1) for each in range(1, length))))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (_row(1000, "variables:", '  X{}: "${{X{}}}"') + '\nimages: {a: {tags: "${X999}"}}', "depend on each other"),
+        (
+            _row(1000, "templates:", "  X{}: {{inherits: X{}}}").replace("X0: a", "X0: {}")
+            + "\nimages: {a: {inherits: X999}}",
+            "inherit in a row",
+        ),
+        (
+            "images:\n" + "".join(f"  a{each}: {{matrix: {{x: {list(range(250))}}}}}\n" for each in range(9)),
+            "more than 400 images",
+        ),
+    ],
+)
+def test_what_is_too_much_is_refused_at_once(text: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        release_file.parsed(yaml_settings.parse(text.encode(), "kanifold.yaml"), {}, {"SOURCE_DATE_EPOCH": "0"})
+    assert reason in caught.value.problem.why
+
+
+def test_a_default_is_made_once_however_often_it_is_used() -> None:
+    """Otherwise 30 variables that each use the one before twice would be made a thousand million times."""
+    text = _row(30, "variables:", '  X{0}: "${{X{1}:+x}}${{X{1}:+x}}"') + '\nimages: {a: {tags: "r:${X29}"}}'
+    (image,) = release_file.parsed(
+        yaml_settings.parse(text.encode(), "kanifold.yaml"), {}, {"SOURCE_DATE_EPOCH": "0"}
+    ).images
+    assert image.tags == ("r:xx",)

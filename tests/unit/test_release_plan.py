@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator import yaml_settings
-from orchestrator.release import bake_json, build_order, entitlements, image_request, overrides, release_file
+from orchestrator.release import (
+    bake_json,
+    build_order,
+    entitlements,
+    image_request,
+    overrides,
+    release_file,
+    tag_publication,
+)
 from orchestrator.release.build_order import SelectedImages
 from orchestrator.release.model import Release, ReleaseImage
 from platforms.errors import KanifoldError, UsageError
@@ -207,12 +215,20 @@ def test_a_build_gets_what_the_file_says_as_flags(tmp_path: Path) -> None:
         ("{ssh: default}", "ssh"),
         ("{context: /etc}", "fs.read=/etc"),
         ("{context: sub/../../..}", "fs.read=/"),
+        ("{context: sub@x/../../../../../../../../etc}", "fs.read=/etc"),
         ("{contexts: {x: /etc}}", "fs.read=/etc"),
         ("{contexts: {x: 'oci-layout:///etc@sha256:0'}}", "fs.read=/etc"),
+        ("{contexts: {x: 'oci-layout://sub@x/../../../../../../../../etc'}}", "fs.read=/etc"),
         ("{dockerfile: /etc/passwd}", "fs.read=/etc/passwd"),
-        ("{secrets: 'id=x,src=/etc/shadow'}", "fs.read=/etc/shadow"),
+        ("{context: '-', dockerfile: /etc/passwd}", "fs.read=/etc/passwd"),
+        ("{secrets: 'id=x,src=/etc/passwd'}", "fs.read=/etc/passwd"),
+        ("{secrets: [{id: x, SRC: /etc/passwd}]}", "fs.read=/etc/passwd"),
+        ("{secrets: 'id=/etc/passwd'}", "fs.read=/etc/passwd"),
+        ("{secrets: [{id: x, src=a: b/../../../../../../../../etc/passwd}]}", "fs.read=/etc/passwd"),
         ("{cache-from: 'type=local,src=/etc'}", "fs.read=/etc"),
-        ("{outputs: 'type=local,dest=/etc'}", "fs.write=/etc"),
+        ("{outputs: 'type=local,dest=/tmp'}", "fs.write=/tmp"),
+        ("{outputs: [{type: local, DEST: /tmp}]}", "fs.write=/tmp"),
+        ("{outputs: [{' type': tar, ' Dest ': /tmp/x}]}", "fs.write=/tmp/x"),
         ("{cache-to: 'type=local,dest=/etc'}", "fs.write=/etc"),
     ],
 )
@@ -220,28 +236,47 @@ def test_a_file_asks_for_what_is_outside_of_its_directory(
     text: str, entitlement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "a"
-    folder.mkdir()
+    for each in ("sub", "sub@x", "a=b"):
+        (folder / each).mkdir(parents=True)
     monkeypatch.chdir(folder)
-    found = read(f"images: {{a: {text}}}")
     allowed = entitlements.parse([entitlement], "--allow")
     if text == "{context: sub/../../..}":
         allowed = ("fs.read=/",)
     else:
         with pytest.raises(UsageError) as caught:
-            entitlements.check(found, found.images, [])
+            ask(text, ())
         assert caught.value.problem.remedy.endswith(f"--allow {entitlement}")
-    entitlements.check(found, found.images, allowed)
+    ask(text, allowed)
+
+
+def ask(text: str, allowed: Sequence[str]) -> None:
+    """Ask for what the image ``text`` asks for. Raises ``UsageError``."""
+    (image,) = read(f"images: {{a: {text}}}").images
+    entitlements.check([image], allowed)
+    request = image_request.parameters(image, image_request.arguments(image, ".", {}), {})
+    entitlements.check_paths(image, request, ".", allowed)
 
 
 def test_a_link_out_of_the_directory_is_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").symlink_to("/etc")
-    found = read("images: {a: {context: out}}")
     with pytest.raises(UsageError, match="outside of the release"):
-        entitlements.check(found, found.images, [])
+        ask("{context: out}", ())
+
+
+def test_two_images_cannot_set_one_tag_by_their_outputs() -> None:
+    found = read(
+        "images:\n  a: {tags: x:1, outputs: type=registry}\n"
+        "  b: {outputs: 'type=image,push=true,name=docker.io/library/x:1'}"
+    )
+    requests = [
+        image_request.parameters(each, image_request.arguments(each, ".", {}), {"audit": "off"})
+        for each in found.images
+    ]
+    with pytest.raises(UsageError, match=r"two images have the tag x:1: a and b"):
+        tag_publication.check(found.images, requests)
 
 
 def test_files_of_the_release_are_its_own() -> None:
     text = "{context: ., contexts: {x: sub, i: 'docker-image://alpine', u: 'https://example.com/a.git'}, outputs: out}"
-    found = read(f"images: {{a: {text}}}")
-    entitlements.check(found, found.images, [])
+    ask(text, ())
