@@ -111,12 +111,20 @@ def test_a_pod_template_is_merged(tmp_path: Path) -> None:
     assert container["env"][0]["name"] == "HOME"
 
 
-@pytest.mark.parametrize("text", ["[", "- a", "spec: {}\nstatus: {}", "kind: 1\nfoo: 2"])
+@pytest.mark.parametrize(
+    "text", ["[", "- a", "spec: {}\nstatus: {}", "kind: 1\nfoo: 2", "template: 5", "spec: " + "[" * 3000, "{1: 2}"]
+)
 def test_a_file_that_is_no_template(text: str, tmp_path: Path) -> None:
     path = tmp_path / "pod.yaml"
     path.write_text(text)
     with pytest.raises(UsageError):
         job_manifest.read_patch(str(path))
+
+
+def test_values_of_a_template_are_those_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    path.write_text("metadata: {annotations: {since: 2020-01-01}}")
+    assert job_manifest.read_patch(str(path)) == {"metadata": {"annotations": {"since": "2020-01-01"}}}
 
 
 def test_a_patch_that_cannot_be_applied_names_its_place() -> None:

@@ -106,19 +106,22 @@ def read_patch(path: str) -> Mapping[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            found = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            # Through JSON, which has the values that the API has: a date is a text, and keys are.
+            found = msgspec.json.decode(msgspec.json.encode(yaml.safe_load(file), order="sorted"))
+    except RecursionError as error:
+        raise UsageError(f"cannot read the Pod template {path}", why="it is nested too deeply") from error
+    except (OSError, TypeError, ValueError, yaml.YAMLError, msgspec.MsgspecError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"cannot read the Pod template {path}", why=why or "") from error
     if found is None:
         return {}
-    if not isinstance(found, dict) or not set(found) <= _POD_TEMPLATE_KEYS:
+    inner = found.get("template", found) if isinstance(found, dict) else None
+    if not isinstance(inner, dict) or not set(found) <= _POD_TEMPLATE_KEYS:
         raise UsageError(
             f"{path} is no patch of a Pod template",
             why="it has to have metadata and spec, as template of a Job has",
             remedy="spec: {nodeSelector: {pool: builds}}, for example",
         )
-    inner = found.get("template", found)
     return {key: value for key, value in inner.items() if key in ("metadata", "spec")}
 
 
