@@ -131,7 +131,7 @@ class FileView:
         cwd = process.fs.cwd
         start = cwd.fd if base == AT_FDCWD else self.descriptor(process, base)
         try:
-            readonly, of_proc = cwd.readonly, False
+            readonly, of_proc = cwd.readonly, cwd.device == self._proc.device
             if base != AT_FDCWD:
                 status = os.fstat(start)
                 if not stat.S_ISDIR(status.st_mode):

@@ -46,6 +46,7 @@ class WorkingDirectory:
 
     def __init__(self, fd: int, *, readonly: bool) -> None:
         self.fd = fd
+        self.device = os.fstat(fd).st_dev
         self.readonly = readonly
 
     def __del__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import signal
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 PTS: Final = "pts"
 """The directory in ``Answers.place`` that a step sees as /dev/pts."""
+_INTERVAL: Final = 0.25
+"""Seconds after which a process that waits for the other end of a pipe looks whether its caller is still there."""
 _STAND_INS: Final = 256
 """Maximum number of files that stand for links, pipes and sockets."""
 
@@ -94,15 +97,21 @@ class StepContext:
     # -- pipes ---------------------------------------------------------------------------------------------------------
 
     def wait_for_pipe(self, call: SystemCall, fd: int, flags: int) -> None:
-        """Open the pipe ``fd`` in a process of its own, which waits until it has another end, and answer ``call``."""
+        """Open the pipe ``fd`` in a process of its own, which waits until it has another end, and answer ``call``.
+
+        It ends when the caller has been killed: a step has no more of them than threads for long.
+        """
         if not stat.S_ISFIFO(os.fstat(fd).st_mode):
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         if syscalls.fork(0):  # it is reaped with the step's processes
             return
         try:
             syscalls.die_with_parent()
+            signal.signal(signal.SIGALRM, lambda _number, _frame: self.listener.still(call))
+            signal.setitimer(signal.ITIMER_REAL, _INTERVAL, _INTERVAL)
             kept = flags & ~(os.O_CREAT | os.O_EXCL | os.O_TRUNC | os.O_NOFOLLOW)
             opened = os.open(b"/proc/self/fd/%d" % fd, kept | os.O_CLOEXEC)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             self.listener.add_descriptor(call, opened, flags)
         except OSError as error:
             self.listener.answer(call, error=error.errno or errno.EINVAL)
