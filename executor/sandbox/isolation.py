@@ -257,21 +257,25 @@ def _listen() -> None:
 
 def _trace() -> None:
     """Trace a child, and read its memory. Raises OSError."""
-    child = os.fork()
+    waiting, release = os.pipe()
+    child = syscalls.fork(0)
     if child == 0:
-        signal.pause()
+        os.close(release)
+        os.read(waiting, 1)
         os._exit(0)
     try:
         syscalls.ptrace(syscalls.PTRACE_SEIZE, child, 0, syscalls.PTRACE_O_EXITKILL)
         os.close(os.open(f"/proc/{child}/mem", os.O_RDWR | os.O_CLOEXEC))
     finally:
         os.kill(child, signal.SIGKILL)
+        os.close(waiting)
+        os.close(release)
 
 
 def in_child(function: Callable[[], None]) -> str:
     """Call ``function`` in a child of this process; return its OSError, or ""."""
     read, write = os.pipe()
-    child = os.fork()
+    child = syscalls.fork(0)
     if child == 0:
         try:
             function()

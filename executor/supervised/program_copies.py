@@ -22,6 +22,7 @@ from executor.supervised.file_view import AT_FDCWD, failure
 from executor.supervised.tracer import Arguments, Caller, Change
 from platforms import elf, syscalls
 from platforms.host import host
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from executor.supervised.file_metadata import MetadataTable
@@ -94,13 +95,11 @@ class ProgramCopies:
     def _copied(self, process: Process, file: int, name: bytes) -> bytes:
         """Return the path of a copy of the program ``file`` that is called ``name``. Raises OSError."""
         status = os.fstat(file)
-        directory = os.path.join(
-            os.fsencode(self._place), b"%x-%x-%x" % (status.st_ino, status.st_ctime_ns, status.st_size)
-        )
-        path = os.path.join(directory, name)
+        directory = below(self._place, f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}")
+        path = os.fsencode(below(directory, os.fsdecode(name)))
         if os.path.lexists(path):
             return path
-        first = os.path.join(directory, _NAME)
+        first = os.fsencode(below(directory, os.fsdecode(_NAME)))
         if not os.path.lexists(first):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o755)
@@ -109,7 +108,7 @@ class ProgramCopies:
             if part is not None:
                 place, text = part
                 loader = self._loader(process, text)
-            draft = directory + b"/.draft"
+            draft = below(directory, ".draft")
             out = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o700)
             try:
                 _copy(file, out, status.st_size)

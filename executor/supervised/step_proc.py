@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from executor.supervised.processes import DOCKER_CAPABILITIES
 from platforms import syscalls
+from platforms.paths import below
 
 if TYPE_CHECKING:
     from executor.supervised.processes import Process, Processes
@@ -137,14 +138,17 @@ class StepProc:
                 lines[index] = b"%b\t%b\n" % (name, made[name])
         return self._in_memory(b"status", b"".join(lines))
 
+    def _in_place(self, name: bytes) -> str:
+        return below(os.fsdecode(self._place), os.fsdecode(name))
+
     def list(self) -> None:
         """Update the names in the directory that the step sees as /proc."""
         wanted = {b"%d" % each for each in self._processes.leaders()} | _MACHINE | {b"self", b"mounts", b"thread-self"}
         there = set(os.listdir(self._place))
         for name in there - wanted:
-            shutil.rmtree(os.path.join(self._place, name), ignore_errors=True)
+            shutil.rmtree(self._in_place(name), ignore_errors=True)
         for name in wanted - there:
-            path = os.path.join(self._place, name)
+            path = self._in_place(name)
             if name.isdigit() or name == b"sys":
                 os.mkdir(path, 0o555)
             elif name in (b"self", b"thread-self", b"mounts"):

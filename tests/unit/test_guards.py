@@ -121,6 +121,9 @@ RULES: dict[Rule, str] = {
 }
 """A guard, and the module that has it."""
 
+USERS: dict[Rule, str] = {recording_owners: "executor/supervised/file_metadata.py"}
+"""Of a guard, a module that only looks like another: it holds what the guard's module reads and writes."""
+
 SIBLINGS: dict[Rule, str] = {
     receiving_descriptors: "data, fds, _, _ = socket.recv_fds(line, 1, 1)",
     writing_in_a_loop: "while view:\n    view = view[os.write(fd, view):]",
@@ -136,7 +139,8 @@ SIBLINGS: dict[Rule, str] = {
 
 @pytest.mark.parametrize(("rule", "home"), RULES.items(), ids=lambda each: getattr(each, "__name__", ""))
 def test_a_guard_has_no_sibling(rule: Rule, home: str) -> None:
-    assert [name for name, source in SOURCES.items() if any(rule(ast.parse(source)))] == [home]
+    found = {name for name, source in SOURCES.items() if any(rule(ast.parse(source)))}
+    assert found - {USERS.get(rule)} == {home}
 
 
 @pytest.mark.parametrize(("rule", "source"), SIBLINGS.items(), ids=lambda each: getattr(each, "__name__", ""))

@@ -124,6 +124,10 @@ def imports_pathlib(node: ast.AST) -> bool:
 EXEMPT = {
     "platforms/paths.py: os.path.join(directory, os.path.expanduser(path))": "what the user has written",
     "executor/solver/copying.py: posixpath.join('/', directory, path)": "a path within an image, for its tree",
+    "executor/solver/windows_paths.py: posixpath.join('/', _without_drive(directory), _without_drive(path))": "too",
+    "platforms/process_numbers.py: os.open(f'self/fdinfo/{pidfd}', os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)": (
+        "the kernel's own, by a number"
+    ),
     "executor/snapshotter/diff.py: os.listdir(self._upper + b'/' + path)": "a walk of real directories, from the top",
     "executor/snapshotter/diff.py: os.lstat(host)": "the same walk",
     "executor/snapshotter/layers.py: os.lstat(host)": "the same walk, in the layers below",
