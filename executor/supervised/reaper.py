@@ -32,6 +32,7 @@ from executor.supervised.placements import PlacedFiles
 from executor.supervised.proc_files import ProcFiles
 from executor.supervised.supervisor import Outside, Supervisor
 from platforms import debug, syscalls
+from platforms.child_processes import children
 from platforms.descriptors import keep_only, receive_fds
 
 if TYPE_CHECKING:
@@ -88,18 +89,6 @@ def kill(processes: set[int]) -> None:
     for each in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
-
-
-def children() -> set[int]:
-    """Return the children of this process, also adopted ones (proc_pid_stat(5))."""
-    own = b"%d" % os.getpid()
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                if file.read().rpartition(b")")[2].split()[1] == own:
-                    found.add(int(name))
-    return found
 
 
 class Reaper:

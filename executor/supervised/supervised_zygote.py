@@ -21,6 +21,7 @@ from executor.sandbox import spec
 from executor.sandbox.zygote import FDS, RUN
 from executor.supervised import reaper
 from platforms import debug, syscalls
+from platforms.child_processes import children
 from platforms.descriptors import receive_fds
 
 _PACKET: Final = 1 << 17
@@ -93,7 +94,7 @@ def _reap(reapers: set[int]) -> None:
 
 def _kill_orphans(reapers: set[int]) -> None:
     """Kill all children but ``reapers``, until there are none."""
-    while orphans := reaper.children() - reapers:
+    while orphans := children() - reapers:
         reaper.kill(orphans)
         for each in orphans:
             with contextlib.suppress(ChildProcessError):

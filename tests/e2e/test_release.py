@@ -182,6 +182,8 @@ def test_a_test_that_hangs_is_stopped(kanifold: Kanifold, project: Path, server:
 
 SCRIPT = """#!/bin/sh
 set -e
+setsid sleep 600 &
+echo $! > left-$(echo $KANIFOLD_PLATFORM | tr / -)
 echo "scanning $KANIFOLD_IMAGE $KANIFOLD_PLATFORM $KANIFOLD_DIGEST"
 test "$(cat $KANIFOLD_ROOTFS/base)" = base
 if touch $KANIFOLD_ROOTFS/x 2>/dev/null; then echo writable; fi
@@ -216,6 +218,8 @@ def test_a_script_has_the_files_and_a_layout_of_the_image(
     assert found.code == 0, found.said
     assert "writable" not in found.err
     for each in ("amd64", "arm64"):
+        left = int((project / f"left-linux-{each}").read_text())
+        assert not Path(f"/proc/{left}").exists(), "nothing of a script outlives it"
         layout = project / f"scanned-linux-{each}"
         (only,) = json.loads((layout / "index.json").read_text())["manifests"]
         assert only["platform"]["architecture"] == each
