@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import re
@@ -360,3 +361,43 @@ def test_the_table_of_environments_says_the_same() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs/environments.md").read_text()
     found = dict(re.findall(r"^\| `([\w-]+)`: .*?\| `?(\w+)`? \|", page, re.MULTILINE))
     assert found == {name: ISOLATED.get(name, "none") for name in ENVIRONMENTS}
+
+
+PACKAGES = """\
+FROM {base}
+RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends cron libcap2-bin && \\
+    useradd -m someone && setcap cap_net_raw=ep /usr/bin/crontab && mknod /srv/device b 8 1 && chown 5:6 /srv && \\
+    rm -r /var/lib/apt/lists /var/cache /var/log && rm /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/sub?id-
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["docker-user"])
+def test_packages_are_installed_as_root_would(place: Callable[[str], Place], debian: Base, name: str) -> None:
+    """Every path of the layer has the same kind, owner, permissions, device, capability, link and content."""
+    dockerfile = PACKAGES.format(base=debian.ref)
+    made = []
+    for each in (name, "docker-sys-admin"):
+        there = place(each)
+        there.build(dockerfile)
+        made.append(last_layer(there.box / "out"))
+    assert made[0] == made[1]
+    assert made[0]["usr/bin/crontab"][1:4] == (0o2755, 0, 101)
+
+
+def last_layer(layout: Path) -> dict[str, tuple[object, ...]]:
+    """What the last layer of an image has at each path, but for times."""
+    blobs = layout / "blobs/sha256"
+    found = json.loads((layout / "index.json").read_text())
+    while "layers" not in found:
+        found = json.loads((blobs / found["manifests"][0]["digest"].partition(":")[2]).read_text())
+    entries = {}
+    with tarfile.open(blobs / found["layers"][-1]["digest"].partition(":")[2]) as layer:
+        for each in layer:
+            content = layer.extractfile(each) if each.isreg() else None
+            entries[each.name] = (
+                each.type, each.mode, each.uid, each.gid, each.devmajor, each.devminor, each.linkname,
+                each.pax_headers.get("SCHILY.xattr.security.capability"),
+                hashlib.sha256(content.read()).hexdigest() if content is not None else "",
+            )  # fmt: skip
+    return entries
