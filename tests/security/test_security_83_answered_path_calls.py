@@ -293,12 +293,11 @@ def test_what_it_replaces_while_it_is_looked_up_leads_nowhere(
 
 
 def test_nothing_is_left_of_it(answered_sandbox: SandboxProcess, perl: str) -> None:
-    before = answered_sandbox.call(_processes)
     script = (
         "for (1..3) { if (!fork) { fork and exit; setpgrp; $SIG{TERM} = $SIG{HUP} = 'IGNORE'; sleep 1000 } } sleep 0.1;"
     )
     assert attack(answered_sandbox, perl, script).ended.code == 0
-    assert answered_sandbox.call(_processes) <= before  # the supervisor of the step before may just have ended
+    assert answered_sandbox.call(_processes, "perl", 0) == 0
 
 
 def test_who_is_killed_while_it_waits_for_a_pipe_leaves_no_process(answered_sandbox: SandboxProcess, perl: str) -> None:
@@ -307,35 +306,24 @@ def test_who_is_killed_while_it_waits_for_a_pipe_leaves_no_process(answered_sand
     my $path = "/pipe\0"; syscall($n{mknodat}, -100, $path, 0010644, 0); $| = 1;
     my @all = map { my $pid = fork; $pid or do { open(my $pipe, "<", "/pipe"); exit }; $pid } 1..20;
     select(undef, undef, undef, 0.3); kill 9, @all; waitpid($_, 0) for @all;
-    print "ready\n"; sleep 5;
+    print "ready\n"; sleep 2;
     """
     numbers = ", ".join(f"{name} => {number}" for name, number in NUMBERS.items())
     argv = ("/bin/perl", "-e", f"my %n = ({numbers}); {script}")
     answered_sandbox.begin(answered_sandbox.spec(*argv, layers=(perl, answered_sandbox.busybox)), "ready")
-    assert answered_sandbox.call(_supervisors) == 1
+    assert answered_sandbox.call(_processes, "kanifold-calls", 1) == 1
+    answered_sandbox.call(_processes, "perl", 0)
 
 
-def _supervisors(inside: Inside) -> int:
-    """The number of processes that answer calls, when it is one, or after 4 seconds."""
-    until = time.monotonic() + 4
+def _processes(inside: Inside, name: str, expected: int) -> int:
+    """The number of this user's processes called ``name``, when it is as expected, or after 4 seconds."""
+    until, own = time.monotonic() + 4, f"Uid:\t{os.getuid()}\t"
     while True:
-        own = f"Uid:\t{os.getuid()}\t"
-        lines = [_status(name) for name in os.listdir("/proc") if name.isdigit()]
-        found = sum("Name:\tkanifold-calls" in each and any(line.startswith(own) for line in each) for each in lines)
-        if found == 1 or time.monotonic() > until:
+        lines = [_status(each) for each in os.listdir("/proc") if each.isdigit()]
+        found = sum(f"Name:\t{name}" in each and any(line.startswith(own) for line in each) for each in lines)
+        if found == expected or time.monotonic() > until:
             return found
         time.sleep(0.05)
-
-
-def _processes(inside: Inside) -> int:
-    own = str(os.getuid())
-    return sum(
-        own == line.split()[1]
-        for name in os.listdir("/proc")
-        if name.isdigit()
-        for line in _status(name)
-        if line.startswith("Uid:")
-    )
 
 
 def _status(name: str) -> list[str]:
