@@ -300,6 +300,8 @@ def open_magic(node: MagicLink, flags: int) -> int:
     if outside and (node.rest or node.name in _MAGIC):
         _refused()
     flags = flags & _KEPT_FLAGS | os.O_CLOEXEC
+    if outside:  # O_RDONLY does not keep the kernel from truncating a file
+        flags &= ~os.O_TRUNC
     base = os.open(node.name, _PATH | os.O_DIRECTORY, dir_fd=node.at) if node.rest else -1
     try:  # without waiting for the other end of a pipe
         name, at = (node.rest, base) if node.rest else (node.name, node.at)

@@ -310,7 +310,9 @@ def test_nothing_survives_whom_somebody_kills(chroot_sandbox: SandboxProcess, vi
 
     mark = f"{secrets.randbelow(10**6)}.{secrets.randbelow(10**6)}"
     with opened(None, mode="chroot") as doomed:
-        doomed.begin(doomed.spec(f"trap '' TERM HUP; (sleep 1{mark} &); (sleep 2{mark} &); echo ready; sleep 3{mark}"), "ready")
+        doomed.begin(
+            doomed.spec(f"trap '' TERM HUP; (sleep 1{mark} &); (sleep 2{mark} &); echo ready; sleep 3{mark}"), "ready"
+        )
         zygote = doomed.call(_zygote)
         (reaper,) = _children(zygote)
         supervisor = _named(reaper, "kanifold-answer")
