@@ -75,10 +75,10 @@ def _check(results: _Results) -> None:
     first = next(iter(results.values()))
     pins: dict[str, tuple[str, str]] = {}
     for (_, platform), each in results.items():
-        if each.run and first.run and each.run != first.run:
+        if each.run != first.run:
             raise BuildError(
                 "the jobs were not of one run",
-                why=f"{first.job.name} of {first.run}, {each.job.name} of {each.run}",
+                why=f"{first.job.name} of {first.run or 'none'}, {each.job.name} of {each.run or 'none'}",
                 remedy="remove the metadata of other runs before the jobs write theirs",
             )
         for name, digest in each.built_from.items():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from executor.registry.reference import Reference
 from orchestrator import publish
+from orchestrator.outputs import DockerArchive, LocalArchive, OciArchive
 from orchestrator.publish import PreparedImage
 from orchestrator.registries import Registry
 from orchestrator.release.model import ReleaseImage
@@ -35,17 +37,27 @@ class _Tag(msgspec.Struct, frozen=True):
 
 
 def check(images: Sequence[ReleaseImage], requests: Sequence[BuildRequest]) -> None:
-    """Raise ``UsageError`` if two of ``images`` would set one tag, however their ``requests`` name it."""
-    owners: dict[str, str] = {}
+    """Raise ``UsageError`` if two of ``images`` would set one tag or write one archive, however their ``requests`` name
+    it."""
+    owners: dict[tuple[str, str], str] = {}
     for image, request in zip(images, requests, strict=True):
-        for tag in publish.tags_of(request):
-            owner = owners.setdefault(str(tag), image.name)
+        for kind, name, whole in _destinations(request):
+            owner = owners.setdefault((kind, whole), image.name)
             if owner != image.name:
                 raise UsageError(
-                    f"two images have the tag {tag.familiar()}: {owner} and {image.name}",
-                    remedy="give each a tag of its own",
+                    f"two images have the {kind} {name}: {owner} and {image.name}",
+                    remedy=f"give each {kind} a name of its own, for example with a value of the matrix in it",
                     where=image.where,
                 )
+
+
+def _destinations(request: BuildRequest) -> Iterator[tuple[str, str, str]]:
+    """Yield what ``request`` replaces: of which kind it is, what it is called, and what identifies it."""
+    for tag in publish.tags_of(request):
+        yield "tag", tag.familiar(), str(tag)
+    for output in request.outputs:
+        if isinstance(output, OciArchive | DockerArchive | LocalArchive):
+            yield "archive", output.dest, os.path.realpath(output.dest) if output.dest != "-" else "-"
 
 
 async def publish_all(images: Sequence[PreparedImage], registry: Registry, emit: Emit) -> None:

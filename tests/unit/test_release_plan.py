@@ -264,17 +264,25 @@ def test_a_link_out_of_the_directory_is_outside(tmp_path: Path, monkeypatch: pyt
         ask("{context: out}", ())
 
 
-def test_two_images_cannot_set_one_tag_by_their_outputs() -> None:
-    found = read(
-        "images:\n  a: {tags: x:1, outputs: type=registry}\n"
-        "  b: {outputs: 'type=image,push=true,name=docker.io/library/x:1'}"
-    )
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        (
+            "{tags: x:1, outputs: type=registry}",
+            "{outputs: 'type=image,push=true,name=docker.io/library/x:1'}",
+            "tag x:1",
+        ),
+        ("{outputs: 'type=oci,dest=a.tar'}", "{outputs: 'type=tar,dest=sub/../a.tar'}", "archive a.tar"),
+        ("{outputs: 'type=tar,dest=-'}", "{outputs: 'type=oci,dest=-'}", "archive -"),
+    ],
+)
+def test_two_images_cannot_replace_one_thing(one: str, other: str, shared: str) -> None:
+    images = read(f"images:\n  a: {one}\n  b: {other}").images
     requests = [
-        image_request.parameters(each, image_request.arguments(each, ".", {}), {"audit": "off"})
-        for each in found.images
+        image_request.parameters(each, image_request.arguments(each, ".", {}), {"audit": "off"}) for each in images
     ]
-    with pytest.raises(UsageError, match=r"two images have the tag x:1: a and b"):
-        tag_publication.check(found.images, requests)
+    with pytest.raises(UsageError, match=rf"two images have the {shared}: a and b"):
+        tag_publication.check(images, requests)
 
 
 def test_files_of_the_release_are_its_own() -> None:
