@@ -38,6 +38,7 @@ X_BAKE_KEYS: Final = (
     "contexts",
 )  # fmt: skip
 """The keys of ``x-bake`` in a ``build`` section."""
+_DOTENV: Final = ".env"
 _DEPTH_LIMIT: Final = 32
 """Through how many others a service may extend, and how deeply defaults of variables are nested."""
 _LINE: Final = re.compile(r"\s*(?:export\s+)?([A-Za-z_][\w.-]*)\s*(?:[=:]\s*(.*))?", re.ASCII)
@@ -71,9 +72,20 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     except ValueRefused:
         hidden = False
     found = {} if hidden else {key: each.encode(errors="replace").decode() for key, each in os.environ.items()}
-    for key, value in dotenv(".env", found).items():
+    _check_inside(_DOTENV)
+    for key, value in dotenv(_DOTENV, found).items():
         found.setdefault(key, value)
     return {**found, **variables}
+
+
+def _check_inside(path: str) -> None:
+    """Raise ``UsageError`` if ``path`` is a link out of the working directory: values would come from elsewhere."""
+    here = os.path.realpath(os.curdir).rstrip("/")
+    if not os.path.realpath(path).startswith(f"{here}/"):
+        raise UsageError(
+            f"{path} is a link to a file outside of the release",
+            remedy="copy the file, or name its variables in the environment",
+        )
 
 
 def dotenv(path: str, environment: Mapping[str, str]) -> dict[str, str]:

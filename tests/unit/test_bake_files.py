@@ -235,3 +235,15 @@ def test_the_files_of_a_directory_are_found_in_their_order() -> None:
     for name in ("docker-bake.override.hcl", "docker-bake.hcl", "compose.yml", "other.hcl"):
         Path(name).write_text("")
     assert bake_names.found_in(".") == ("compose.yml", "docker-bake.hcl", "docker-bake.override.hcl")
+
+
+def test_a_dotenv_file_is_not_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its values go into the images."""
+    release = tmp_path / "release"
+    release.mkdir()
+    monkeypatch.chdir(release)
+    (release / "compose.yaml").write_text("services: {a: {build: {context: ., args: {A: '${KEY}'}}}}")
+    (tmp_path / "credentials").write_text("KEY=secret")
+    (release / ".env").symlink_to("../credentials")
+    with pytest.raises(UsageError, match="outside of the release"):
+        bake_file.read(("compose.yaml",), {}, ())
