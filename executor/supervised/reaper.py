@@ -109,6 +109,8 @@ class Reaper:
         self._statuses: dict[int, int] = {}
         """Of children that have ended."""
         self._cancelled = False
+        self._scratch = os.path.dirname(os.path.dirname(roots.written(spec.rootfs)))
+        """The directory of the job in the store's directory for temporary files."""
         self._confined = False
         """Whether ``kill(-1)`` reaches the processes below this one only."""
 
@@ -128,6 +130,10 @@ class Reaper:
             return StepOutcome(unfit=str(error))
         answered = None
         try:
+            if not self._confined:
+                # By abstract sockets, which Landlock keeps apart from Linux 6.12 on, two steps could hand each other a
+                # directory, and with it the way out of their roots: one at a time runs in a store.
+                step_files.hold(os.path.dirname(self._scratch), self._is_cancelled)
             answered = step_files.put_all(placements, self._spec, self._is_cancelled, self._emulator[1])
             outcome = self._run(placements, answered)
         except RefusedError as refused:

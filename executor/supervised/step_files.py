@@ -102,15 +102,21 @@ def _hold_caches(mounts: tuple[Mount, ...], cancelled: Callable[[], bool]) -> No
     """Lock the cache directories among ``mounts``, which can be in one root at a time, until this process ends."""
     places = {os.path.dirname(each.source) for each in mounts if isinstance(each, Bind) and not _is_socket(each)}
     for place in sorted(filter(os.path.isdir, places)):
-        held = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if cancelled():
-                    raise RefusedError(NOT_SET_UP, "cancelled") from None
-                time.sleep(_RETRY)
+        hold(place, cancelled)
+
+
+def hold(directory: str, cancelled: Callable[[], bool]) -> None:
+    """Lock ``directory`` until this process ends. Raises RefusedError if the step is ``cancelled`` before."""
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    while True:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if cancelled():
+                raise RefusedError(NOT_SET_UP, "cancelled") from None
+            time.sleep(_RETRY)
+        else:
+            return
 
 
 def _is_socket(mount: Bind) -> bool:

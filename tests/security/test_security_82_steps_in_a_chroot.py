@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pty
 import re
@@ -295,6 +296,14 @@ def test_nothing_survives_its_end(any_sandbox: SandboxProcess, perl: str) -> Non
     assert (done.out, done.ended.code) == ("ends\n", 0)
     left = [each for each in Path("/proc").glob("[0-9]*") if mark.encode() in _cmdline(each)]
     assert not left, [(each / "status").read_text() for each in left]
+
+
+def test_steps_do_not_meet_where_they_could_hand_each_other_directories(scopeless_sandbox: SandboxProcess) -> None:
+    """By a socket with a name in the abstract namespace, which Landlock keeps apart from Linux 6.12 on."""
+    command = "cut -d' ' -f1 /proc/uptime; sleep 0.1; cut -d' ' -f1 /proc/uptime"
+    done = scopeless_sandbox.run_all([scopeless_sandbox.spec(command) for _ in range(3)])
+    spans = sorted([float(each) for each in step.out.split()] for step in done)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), spans
 
 
 def _cmdline(process: Path) -> bytes:
