@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from executor.dockerfile.suggestions import hint
-from executor.protocol import CacheInDirectory
+from executor.protocol import CacheInActions, CacheInContainer, CacheInDirectory
 from executor.registry import layout
 from orchestrator import contexts
 from orchestrator.outputs import DockerArchive, FilesOutput, OciArchive, OciLayout
@@ -26,6 +27,9 @@ SSH: Final = "ssh"
 _LAYOUT: Final = "oci-layout://"
 _PATHS: Final = ("fs.read", "fs.write", "fs")
 _BUILDS: Final = ("network.host", "security.insecure", "buildx.local.delete", "device")
+_SERVICES: Final = (".actions.githubusercontent.com", ".blob.core.windows.net")
+"""The ends of the names of hosts to which the user's tokens for caches belong."""
+_SERVICE_VARIABLES: Final = ("ACTIONS_CACHE_URL", "ACTIONS_RESULTS_URL", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL")
 _KNOWN: Final = (SCRIPTS, SSH, *_PATHS, *_BUILDS)
 
 
@@ -68,6 +72,14 @@ def check_paths(image: ReleaseImage, request: BuildRequest, directory: str, allo
         if not any(_inside(whole, each) for each in (*granted, *own)):
             verb = "writes" if kind == "fs.write" else "reads"
             raise _refused(image, f"it {verb} {path}, which is outside of the release", f"{kind}={whole}")
+    for url in _services(request):
+        if url and url not in map(os.environ.get, _SERVICE_VARIABLES) and not _is_known(url):
+            raise UsageError(
+                f"{image.name}: it has a cache at {url}, which would get a token of yours",
+                why="a release file may not decide that",
+                remedy=f"if you trust it, set it in the environment: {', '.join(_SERVICE_VARIABLES)}",
+                where=image.where,
+            )
 
 
 def _refused(image: ReleaseImage, what: str, entitlement: str) -> UsageError:
@@ -81,6 +93,20 @@ def _refused(image: ReleaseImage, what: str, entitlement: str) -> UsageError:
 
 def _inside(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _services(request: BuildRequest) -> Iterator[str]:
+    """Yield the URLs of the caches of ``request`` at services that take bearer tokens."""
+    for cache in (*request.options.cache_from, *(each.to for each in request.options.cache_to)):
+        if isinstance(cache, CacheInActions):
+            yield cache.url
+        elif isinstance(cache, CacheInContainer):
+            yield cache.account_url
+
+
+def _is_known(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" and (parts.hostname or "").endswith(_SERVICES)
 
 
 def _paths(request: BuildRequest) -> Iterator[tuple[str, str]]:

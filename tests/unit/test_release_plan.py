@@ -249,6 +249,28 @@ def test_a_file_asks_for_what_is_outside_of_its_directory(
     ask(text, allowed)
 
 
+@pytest.mark.parametrize(
+    ("cache", "variable"),
+    [
+        ("type=gha,url_v2=https://evil.example/", "ACTIONS_RESULTS_URL"),
+        ("type=gha,url=https://evil.example/x.actions.githubusercontent.com,version=1", "ACTIONS_CACHE_URL"),
+        ("type=azblob,account_url=https://evil.example,container=c", "BUILDKIT_AZURE_STORAGE_ACCOUNT_URL"),
+    ],
+)
+def test_a_file_sends_no_tokens_to_a_service_of_its_own(
+    cache: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACTIONS_RUNTIME_TOKEN", "token")
+    for key in ("cache-from", "cache-to"):
+        with pytest.raises(UsageError, match="which would get a token of yours") as caught:
+            ask(f"{{{key}: '{cache}'}}", ())
+        url = caught.value.problem.what.partition(" a cache at ")[2].partition(", which")[0]
+        with monkeypatch.context() as environment:
+            environment.setenv(variable, url)
+            ask(f"{{{key}: '{cache}'}}", ())
+    ask("{cache-from: 'type=azblob,account_url=https://team.blob.core.windows.net,container=c'}", ())
+
+
 def ask(text: str, allowed: Sequence[str]) -> None:
     """Ask for what the image ``text`` asks for. Raises ``UsageError``."""
     (image,) = read(f"images: {{a: {text}}}").images
