@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,21 @@ from oci_layout import read_image
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="hosts are network namespaces, which root makes")
 
-NO_NAMESPACES = (
+NO_TRACING = """
+import os, struct, sys
+from platforms import syscalls
+number = {"x86_64": 101, "aarch64": 117}[os.uname().machine]
+code = ((0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000))
+syscalls.no_new_privileges()
+syscalls.seccomp_filter(b"".join(struct.pack("=HBBI", *each) for each in code))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+"""Executes a command to which ptrace(2) is refused: load the number, compare it, return EPERM, allow."""
+NO_ISOLATION = (
     "unshare", "--user", "--map-root-user", "sh", "-c",
     "echo 0 > /proc/sys/user/max_user_namespaces && "
     'exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all -- "$@"', "sh",
+    sys.executable, "-c", NO_TRACING,
 )  # fmt: skip
 """Begins a command that can isolate nothing: no executor works where it runs."""
 
@@ -86,7 +98,7 @@ def test_a_place_where_nothing_can_be_isolated_builds_on_a_node(
     client: Kanifold, hosts: Hosts, project: Path, busybox: Base, tmp_path: Path
 ) -> None:
     far = hosts.add("far")
-    place = replace(client, command=(*NO_NAMESPACES, *client.command))
+    place = replace(client, command=(*NO_ISOLATION, *client.command))
     assert place.run("doctor").code == 3, "a mode works there"
     out = f"type=oci,dest={tmp_path / 'out'}"
     base = f"base=oci-layout://{busybox.layout}"
