@@ -321,7 +321,9 @@ def _nobody(skipped: Sequence[Skipped]) -> KanifoldError:
         return KanifoldError.of(skipped[0].problem)
     return EnvironmentUnfit(
         "no node can be used",
-        why="; ".join(f"{each.name}: {each.problem.what}" for each in skipped),
+        why="; ".join(
+            f"{each.name}: {': '.join(filter(None, (each.problem.what, each.problem.why)))}" for each in skipped
+        ),
         remedy="kanifold node check says what is wrong with each",
     )
 

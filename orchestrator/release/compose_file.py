@@ -49,6 +49,10 @@ def declared(files: Sequence[tuple[str, bytes]], variables: Mapping[str, str]) -
     """Return the targets that the services of ``files`` are, and the default group of all. Raises ``UsageError``."""
     environment = _environment(variables)
     document = functools.reduce(merged, (_with_extended(parse(data, path)) for path, data in files))
+    if (included := document.get("include")) is not None and not included.is_null:
+        raise included.place.refusal(
+            "include is not supported", remedy="docker compose config writes what it includes into one file"
+        )
     services = document.get("services")
     if services is None:
         raise document.place.refusal("the file has no services", remedy="it is neither a Compose file nor a bake file")

@@ -205,6 +205,7 @@ def test_an_image_says_where_it_is_declared() -> None:
         ("services: [", "it is not YAML"),
         ("a: 1", "the file has no services"),
         ("services: {a: {build: {secrets: [s]}}}\nsecrets: {s: {external: true}}", "is external"),
+        ("include: [other.yaml]\nservices: {a: {build: .}}", "compose.yaml:1:10: include is not supported"),
         ("services: {a: {extends: {file: /etc/passwd, service: b}}}", "of another file cannot be extended"),
     ],
 )

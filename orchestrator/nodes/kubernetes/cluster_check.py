@@ -95,7 +95,7 @@ def _unknown(name: str, missing: Sequence[Verb]) -> EnvironmentUnfit:
     return EnvironmentUnfit(
         f"node {name}: the architectures of the cluster are not known",
         why=f"the account may not {', '.join(map(words, missing))}" if missing else "it has no nodes with Linux",
-        remedy="name them in the node's address: arch=amd64,arm64",
+        remedy="name them in the node's address: arch=amd64&arch=arm64",
     )
 
 
