@@ -46,6 +46,8 @@ class Step:
     """A step with a layer that depends on what ``read`` returns."""
 
     text = "STRANGE"
+    title = "STRANGE"
+    key_parts = ("the files below", "what was read")
     by_content = True
 
     def __init__(self, solver: Any, number: int, state: Any, read: Callable[[Any, Input], str]) -> None:
