@@ -414,7 +414,7 @@ from pathlib import Path
 import raw_tar as raw
 import test_snapshotters as tests
 from executor.rootfs.entry import Entry, Kind
-from executor.snapshotter.unpack import UnpackLimits
+from executor.snapshotter.unpack import UnpackLimits, layer_entry
 with tests.opened(Path(sys.argv[1])) as bench:
     made = bench.new(sys.argv[2])
     theirs = {"mtime_ns": tests.SECOND, "uid": 1000, "gid": 1000}
@@ -425,7 +425,7 @@ with tests.opened(Path(sys.argv[1])) as bench:
     )
     active = made.prepare((below,))
     parts = raw.header(b"d", raw.DIRECTORY), raw.file(b"d/f", b"new"), raw.header(b"l", raw.HARDLINK, link=b"d/g")
-    made.apply(active, raw.stream(*parts), UnpackLimits())
+    made.apply(active, raw.stream(*parts), UnpackLimits(), layer_entry)
     after = (below, made.commit(active, keys=("applied",)))
     print(*(f"{each.path.decode()}={each.uid}" for each in tests.seen(made.view(after))))
     made.close()
