@@ -49,7 +49,7 @@ def layer(cache: Path) -> dict[str, object]:
     (cache / "blobs" / "sha256" / digest).write_bytes(data)
     return {
         "diff_id": f"sha256:{hashlib.sha256(archive.getvalue()).hexdigest()}",
-        "blob": {"kind": "gzip", "digest": f"sha256:{digest}", "size": len(data)},
+        "blob": {"kind": "gzip-ng", "digest": f"sha256:{digest}", "size": len(data)},
     }
 
 

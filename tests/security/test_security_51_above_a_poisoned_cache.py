@@ -65,7 +65,7 @@ def layer(cache: Path, name: str, data: bytes) -> dict[str, object]:
     (cache / "blobs" / "sha256" / digest).write_bytes(packed)
     return {
         "diff_id": f"sha256:{hashlib.sha256(archive.getvalue()).hexdigest()}",
-        "blob": {"kind": "gzip", "digest": f"sha256:{digest}", "size": len(packed)},
+        "blob": {"kind": "gzip-ng", "digest": f"sha256:{digest}", "size": len(packed)},
     }
 
 
@@ -247,7 +247,7 @@ def test_a_layer_that_needs_those_below_is_not_a_bases_for_a_cache_having_told_o
     )
     kanifold("build", project, "--root", tmp_path / "elsewhere", "--cache-to", f"type=local,dest={cache}")
     shutil.copyfile(upper.path, cache / "blobs" / upper.digest.replace(":", "/"))
-    blob = {"kind": "gzip", "digest": upper.digest, "size": upper.size}
+    blob = {"kind": "gzip-ng", "digest": upper.digest, "size": upper.size}
     for path in (cache / "steps").iterdir():
         path.write_text(json.dumps(json.loads(path.read_text()) | {"diff_id": upper.diff_id, "blob": blob}))
     (project / "Dockerfile").write_text(f"FROM {busybox.ref}\nCOPY f /f\nRUN cat /d/b\n")

@@ -113,7 +113,7 @@ def test_layers_that_are_announced_without_end_are_refused(store: Store) -> None
     cache = NodeCache(SharedSteps(), store)
     with pytest.raises(ProtocolError, match="announced more layers"):
         for number in range(ENDLESS):
-            blob = {"kind": "gzip", "digest": f"sha256:{number:064x}", "size": 1}
+            blob = {"kind": "gzip-ng", "digest": f"sha256:{number:064x}", "size": 1}
             cache.put(f"{number:064x}", entry(number, diff_id=DIGEST, blob=blob))
 
 
@@ -127,7 +127,7 @@ def test_a_layer_of_others_is_not_had_by_its_digest(store: Store, tmp_path: Path
     options = protocol.BuildOptions(cache_from=(directory,), cache_to=(protocol.CacheExport(directory),))
     job = protocol.Job(protocol.VERSION, str(AMD64), b"FROM scratch\n", options=options)
     ((_, cache),) = node_services.caches(job, store)().targets.items()
-    claimed = entry(1, diff_id=DIGEST, blob={"kind": "gzip", "digest": digest, "size": len(private)})
+    claimed = entry(1, diff_id=DIGEST, blob={"kind": "gzip-ng", "digest": digest, "size": len(private)})
     assert cache.put(f"{1:064x}", claimed) == b"blob", "it has to be sent"
     with contextlib.suppress(FileNotFoundError):  # there is no cache yet
         assert cache.find(f"{1:064x}") is None
