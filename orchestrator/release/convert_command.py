@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
 from orchestrator import project_file
 from orchestrator.release import bake_file, bake_names, conversion
-from orchestrator.view.stdout import print_line
+from orchestrator.view.stdout import print_line, print_warning
 from platforms.errors import StoreError, UsageError
 from platforms.replacing import replacing
 
@@ -36,7 +35,8 @@ def convert(paths: Sequence[str], variables: Mapping[str, str], output: str, *, 
         raise UsageError(f"{name} is there already", remedy="--force replaces it; --output - prints the new one")
     made = conversion.convert(bake_file.read(files, variables, ()), project_file.NAME if name == "-" else name)
     if name == "-":
-        print_line(made.text.rstrip("\n"))
+        for line in made.text.splitlines():
+            print_line(line)
     else:
         try:
             with replacing(name) as file:
@@ -44,4 +44,4 @@ def convert(paths: Sequence[str], variables: Mapping[str, str], output: str, *, 
         except OSError as error:
             raise StoreError(f"cannot write {name}", why=error.strerror or str(error)) from error
     for image, keys in made.lost:
-        print(f"kanifold: warning: {image}: {', '.join(keys)} cannot be in a release file", file=sys.stderr)
+        print_warning(f"{image}: {', '.join(keys)} cannot be in a release file")

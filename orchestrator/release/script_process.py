@@ -39,7 +39,7 @@ def main(root: str, command: list[str]) -> NoReturn:
     syscalls.adopt_orphans()
     signal.signal(signal.SIGALRM, _overdue)
     signal.signal(signal.SIGTERM, _told)
-    script = os.fork()
+    script = syscalls.fork(0)
     if script == 0:
         _execute(syscalls, root, command)
     status = 128 + signal.SIGKILL
@@ -79,8 +79,15 @@ def _kill_all(children: Callable[[], set[int]]) -> None:
                 os.kill(each, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)
+            while os.waitpid(-1, os.WNOHANG)[0]:  # all that have ended, or zombies would be made faster than reaped
+                pass
         except ChildProcessError:
             return
+
+
+def _say(text: str) -> None:
+    """Write a line to the script's output, which the display makes safe."""
+    os.write(2, f"{text}\n".encode())
 
 
 def _execute(syscalls: ModuleType, root: str, command: list[str]) -> NoReturn:
@@ -91,11 +98,11 @@ def _execute(syscalls: ModuleType, root: str, command: list[str]) -> NoReturn:
         syscalls.mount_setattr(fd, "", syscalls.AT_EMPTY_PATH, add=syscalls.MOUNT_ATTR_RDONLY)
         os.close(fd)
     except OSError as error:
-        print(f"{root} is a copy that can be written to: {error.strerror}", file=sys.stderr, flush=True)
+        _say(f"{root} is a copy that can be written to: {error.strerror}")
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        _say(f"{command[0]}: {error.strerror}")
     os._exit(127)
 
 

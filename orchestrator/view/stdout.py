@@ -1,4 +1,4 @@
-"""Prints lines and JSON to stdout; untrusted text is made safe for terminals and CI systems."""
+"""Prints lines and JSON to stdout, warnings to stderr; untrusted text is made safe for terminals and CI systems."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def print_line(text: str = "") -> None:
     """Print ``text`` as one line without effects on a terminal or a CI agent."""
     line = clean_line(text, _LIMIT)
     print(neutralise(line) if in_actions(os.environ) else line)
+
+
+def print_warning(text: str) -> None:
+    """Print ``text`` to stderr as one line, as a warning, likewise."""
+    line = clean_line(f"kanifold: warning: {text}", _LIMIT)
+    print(neutralise(line) if in_actions(os.environ) else line, file=sys.stderr)
 
 
 def print_json(document: object) -> None:

@@ -67,7 +67,7 @@ def test_a_file_that_is_there_is_not_replaced_unasked() -> None:
     assert Path("kanifold.yaml").read_text() == "mine"
     run("convert", "--force")
     assert "dockerfile: Dockerfile" in Path("kanifold.yaml").read_text()
-    assert "dockerfile: Dockerfile" in run("convert", "--output", "-")
+    assert "    dockerfile: Dockerfile" in run("convert", "--output", "-").splitlines()
 
 
 def test_what_a_release_file_has_no_keys_for_is_said() -> None:

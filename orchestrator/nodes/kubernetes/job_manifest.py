@@ -14,6 +14,7 @@ from executor import __version__, relay
 from executor.registry import auth
 from orchestrator.nodes.kubernetes import strategic_merge
 from orchestrator.nodes.kubernetes.address import KubernetesAddress, Toleration
+from platforms.decoding import from_json
 from platforms.errors import UsageError
 
 CONTAINER: Final = "executor"
@@ -107,7 +108,7 @@ def read_patch(path: str) -> Mapping[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             # Through JSON, which has the values that the API has: a date is a text, and keys are.
-            found = msgspec.json.decode(msgspec.json.encode(yaml.safe_load(file), order="sorted"))
+            found = from_json(msgspec.json.encode(yaml.safe_load(file), order="sorted"))
     except RecursionError as error:
         raise UsageError(f"cannot read the Pod template {path}", why="it is nested too deeply") from error
     except (OSError, TypeError, ValueError, yaml.YAMLError, msgspec.MsgspecError) as error:
