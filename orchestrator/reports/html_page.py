@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from executor.protocol import StageInfo
 from orchestrator.reports import html_graph
 from orchestrator.reports.html_elements import bar, element, fold, table, tag, text
 from orchestrator.reports.html_style import STYLE
@@ -311,14 +312,36 @@ def _layers(state: BuildState) -> str:
 
 
 def _image(state: BuildState) -> str:
-    if not state.digest:
+    images = _by_image(state)
+    if state.outcome != "built" or not (state.digest or any(images)):
         return ""
-    several = len(state.platforms) > 1
-    manifests = "".join(map(_manifest, (each for each in state.platforms if each.digest)))
-    tags = "".join(f"<li>{tag('built', 'published')} <code>{text(ref)}</code></li>" for ref, _ in state.published)
-    root = f"<code>{text(state.digest)}</code>"
-    tree = f"<li>{tag('rule', 'index')} {root}<ul>{manifests}</ul></li>" if several else manifests
+    if any(images):
+        tree = "".join(
+            f"<li>{tag('rule', 'image')} {text(name)}<ul>{_manifests(platforms)}</ul></li>"
+            for name, platforms in images.items()
+        )
+    else:
+        several = len(state.platforms) > 1
+        manifests = _manifests(state.platforms)
+        root = f"<code>{text(state.digest)}</code>"
+        tree = f"<li>{tag('rule', 'index')} {root}<ul>{manifests}</ul></li>" if several else manifests
+    tags = "".join(
+        f"<li>{tag('built', 'published')} <code>{text(ref)}</code> <code>{text(digest)}</code></li>"
+        for ref, digest in state.published
+    )
     return f'<ul class="tree">{tree}</ul>' + (f'<ul class="tree">{tags}</ul>' if tags else "")
+
+
+def _by_image(state: BuildState) -> dict[str, list[PlatformState]]:
+    """Return the platforms by the image of a release that they are of, which is "" in a build of one."""
+    found: dict[str, list[PlatformState]] = {}
+    for each in state.platforms:
+        found.setdefault(each.image, []).append(each)
+    return found
+
+
+def _manifests(platforms: Iterable[PlatformState]) -> str:
+    return "".join(_manifest(each) for each in platforms if each.digest)
 
 
 def _manifest(platform: PlatformState) -> str:
@@ -333,9 +356,16 @@ def _manifest(platform: PlatformState) -> str:
 
 
 def _stages(state: BuildState) -> str:
-    stages = next((each.stages for each in state.platforms if len(each.stages) > 1), ())
-    if not stages:
-        return ""
+    parts = []
+    for name, platforms in _by_image(state).items():
+        stages = next((each.stages for each in platforms if len(each.stages) > 1), ())
+        if stages:
+            parts.append((f"<h3>{text(name)}</h3>" if name else "") + _graph(name, stages))
+    return "".join(parts)
+
+
+def _graph(image: str, stages: Sequence[StageInfo]) -> str:
+    of = f" of {image}" if image else ""
     drawn = html_graph.drawing(stages)
     rows = (
         (
@@ -345,5 +375,6 @@ def _stages(state: BuildState) -> str:
         )
         for each in stages
     )
-    region = f'<div class="scroll" role="region" aria-label="Drawing of the stages" tabindex="0">{drawn}</div>'
-    return region + table("Stages and what they use", ("stage", "stages", "images"), rows)
+    label = text(f"Drawing of the stages{of}")
+    region = f'<div class="scroll" role="region" aria-label="{label}" tabindex="0">{drawn}</div>'
+    return region + table(f"Stages{of} and what they use", ("stage", "stages", "images"), rows)

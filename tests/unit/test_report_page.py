@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import report_states
+from msgspec.structs import replace
 
 from orchestrator import values
 from orchestrator.reports import html_page
@@ -110,6 +111,16 @@ def test_the_drawing_of_the_stages_has_a_table_with_the_same() -> None:
     text = page(report_states.state())
     assert text.count('class="edge"') == sum(map(len, report_states.NEEDS))
     assert "base, build, docs" in text
+
+
+def test_the_page_of_a_release_has_each_image_and_its_stages() -> None:
+    one = report_states.state(12)
+    named = [replace(each, platform=f"{image} {each.platform}") for image in ("base", "web") for each in one.platforms]
+    found = Page(page(replace(one, digest="", platforms=tuple(named))))
+    captions = [each["aria-label"] for each in found.named("div") if each.get("class") == "scroll"]
+    assert {"Drawing of the stages of base", "Drawing of the stages of web"} <= set(captions)
+    assert {each["id"] for each in found.named("section")} >= {"index", "stages"}
+    assert sum(each.strip() in ("base", "web") for each in found.texts) >= 4
 
 
 def test_a_thousand_steps_make_a_page_of_two_megabytes_at_most() -> None:
