@@ -216,7 +216,7 @@ class Node:
 
     def start(self) -> None:
         """Start the node with its containerd."""
-        for name in ("cni", "hosts", "upper/run", "upper/var", "work/run", "work/var"):
+        for name in ("cni", "hosts", "upper/run", "upper/var", "workdir/run", "workdir/var"):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "containerd.toml").write_text(self._containerd())
         (self.folder / "kubelet.yaml").write_text(json.dumps(self._kubelet()))
@@ -227,7 +227,7 @@ class Node:
         # What these programs write to places of their own stays here.
         script = (
             "mount --make-rshared / && for each in run var; do mount -t overlay overlay -o "
-            '"lowerdir=/$each,upperdir=$0/upper/$each,workdir=$0/work/$each" "/$each" || exit; done; "$@" & wait'
+            '"lowerdir=/$each,upperdir=$0/upper/$each,workdir=$0/workdir/$each" "/$each" || exit; done; "$@" & wait'
         )
         command = [
             "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
