@@ -6,6 +6,8 @@ No call that takes a path may be left to the kernel, which would look it up in t
 
 from __future__ import annotations
 
+from executor.sandbox.notified_calls import LOOKING
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
@@ -17,19 +19,6 @@ openat2             437   437   437   437   437   437   437
 creat                85     8     -     8     8     8     -
 """
 """Calls that open a path."""
-
-LOOKING: Final = """\
-stat                  4   106     -   106   106   106     -
-lstat                 6   107     -   107   107   107     -
-fstat                 5   108    80   108   108   108    80
-newfstatat          262     -    79     -   291   293    79
-stat64                -   195     -   195     -     -     -
-lstat64               -   196     -   196     -     -     -
-fstat64               -   197     -   197     -     -     -
-fstatat64             -   300     -   327     -     -     -
-statx               332   383   291   397   383   379   291
-"""
-"""Calls that report the status of a file."""
 
 ACCESSING: Final = """\
 access               21    33     -    33    33    33     -

@@ -16,6 +16,7 @@ from functools import partial
 
 from executor.sandbox import notified_calls, profile, seccomp
 from executor.sandbox.seccomp import ALLOW, AND, DENY, JEQ, JSET, LD, NOTIFY, RET, Line, Rules
+from executor.supervised.answered_calls import ACCESSING, OPENING
 from platforms import syscalls
 
 TYPE_CHECKING = False
@@ -23,20 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-OPENING: Final = """\
-open                 2    5    -    5    5    5    -
-openat             257  295   56  322  286  288   56
-openat2            437  437  437  437  437  437  437
-creat               85    8    -    8    8    8    -
-"""
 READING_LINKS: Final = """\
 readlink            89   85    -   85   85   85    -
 readlinkat         267  305   78  332  296  298   78
-"""
-ACCESSING: Final = """\
-access              21   33    -   33   33   33    -
-faccessat          269  307   48  334  298  300   48
-faccessat2         439  439  439  439  439  439  439
 """
 NAMING: Final = """\
 uname               63  122  160  122  122  122  160

@@ -31,8 +31,7 @@ from executor.supervised import chroot_step, step_files, step_tracer
 from executor.supervised.placements import PlacedFiles
 from executor.supervised.proc_files import ProcFiles
 from executor.supervised.supervisor import Outside, Supervisor
-from platforms import debug, syscalls
-from platforms.child_processes import children
+from platforms import child_processes, debug, syscalls
 from platforms.descriptors import keep_only, receive_fds
 
 if TYPE_CHECKING:
@@ -70,25 +69,12 @@ def kill_all(*, confined: bool) -> None:
 
     ``confined``: whether its signals reach no others (``confine_signals``).
     """
-    while True:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if confined:
-                os.kill(-1, signal.SIGKILL)
-            else:
-                kill(children())
-        try:
-            os.waitpid(-1, 0)
-            while os.waitpid(-1, os.WNOHANG)[0]:  # all that have ended, or zombies would be made faster than reaped
-                pass
-        except ChildProcessError:
-            return
+    child_processes.end_all(_kill_others if confined else child_processes.kill_children)
 
 
-def kill(processes: set[int]) -> None:
-    """Kill ``processes``, children of this one."""
-    for each in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGKILL)
+def _kill_others() -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(-1, signal.SIGKILL)
 
 
 class Reaper:

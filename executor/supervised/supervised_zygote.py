@@ -21,7 +21,7 @@ from executor.sandbox import spec
 from executor.sandbox.zygote import FDS, RUN
 from executor.supervised import reaper
 from platforms import debug, syscalls
-from platforms.child_processes import children
+from platforms.child_processes import children, kill
 from platforms.descriptors import receive_fds
 
 _PACKET: Final = 1 << 17
@@ -95,7 +95,7 @@ def _reap(reapers: set[int]) -> None:
 def _kill_orphans(reapers: set[int]) -> None:
     """Kill all children but ``reapers``, until there are none."""
     while orphans := children() - reapers:
-        reaper.kill(orphans)
+        kill(orphans)
         for each in orphans:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(each, 0)

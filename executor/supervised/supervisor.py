@@ -25,6 +25,7 @@ from executor.sandbox.listener import Listener, SystemCall
 from executor.snapshotter.apply import HARMLESS
 from executor.snapshotter.records import DeviceNumber
 from executor.supervised import chroot_calls, proc_files
+from executor.supervised.answered_calls import ACCESSING, OPENING
 from executor.supervised.directories import DirectoryLists
 from executor.supervised.proc_files import File, MadeUp, MagicLink, ProcFiles, ProcLink
 from executor.supervised.signals import StepSignals
@@ -78,9 +79,9 @@ class Supervisor:
         self._handlers: dict[str, Callable[[SystemCall], bool]] = {
             name: handler
             for rows, handler in (
-                (chroot_calls.OPENING, self._open),
+                (OPENING, self._open),
                 (chroot_calls.READING_LINKS, self._read_link),
-                (chroot_calls.ACCESSING, self._access),
+                (ACCESSING, self._access),
                 (chroot_calls.NAMING, self._name),
                 (chroot_calls.LIMITING, self._limit),
                 (notified_calls.LOOKING, self._look),

@@ -11,14 +11,12 @@ its own: this process adopts them (prctl(2), PR_SET_CHILD_SUBREAPER).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
     from typing import NoReturn
 
@@ -49,7 +47,7 @@ def main(root: str, command: list[str]) -> NoReturn:
         pass
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _kill_all(child_processes.children)
+        child_processes.end_all()
     os._exit(status)
 
 
@@ -69,20 +67,6 @@ def _wait(script: int) -> int:
         if pid == script:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
-
-
-def _kill_all(children: Callable[[], set[int]]) -> None:
-    """Kill and reap all processes below this one."""
-    while True:
-        for each in children():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(each, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-            while os.waitpid(-1, os.WNOHANG)[0]:  # all that have ended, or zombies would be made faster than reaped
-                pass
-        except ChildProcessError:
-            return
 
 
 def _say(text: str) -> None:
