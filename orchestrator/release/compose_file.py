@@ -16,12 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from executor.dockerfile.suggestions import hint
-from orchestrator.release import bake_target
-from orchestrator.release.bake_definitions import NAME, NO_ENVIRONMENT, Declared
-from orchestrator.release.bake_target import BakeTarget
+from orchestrator.release.bake import bake_target
+from orchestrator.release.bake.bake_definitions import NAME, NO_ENVIRONMENT, Declared
+from orchestrator.release.bake.bake_target import BakeTarget
 from orchestrator.release.compose_values import ComposeValue, merged, parse
-from orchestrator.release.hcl_syntax import FilePlace
-from orchestrator.release.hcl_values import ValueRefused
+from orchestrator.release.hcl.hcl_syntax import FilePlace
+from orchestrator.release.hcl.hcl_values import ValueRefused
 from orchestrator.release.model import DEFAULT_GROUP, Fields, Group
 from platforms import regular
 from platforms.errors import UsageError, printable

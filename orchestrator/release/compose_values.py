@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from orchestrator.release.hcl_syntax import FilePlace
+from orchestrator.release.hcl.hcl_syntax import FilePlace
 from orchestrator.yaml_settings import SettingsSource
 from platforms.errors import UsageError, printable
 

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from orchestrator import project_file
-from orchestrator.release import bake_file, bake_names, conversion
+from orchestrator.release import conversion
+from orchestrator.release.bake import bake_file, bake_names
 from orchestrator.view.stdout import print_line, print_warning
 from platforms.errors import StoreError, UsageError
 from platforms.replacing import replacing

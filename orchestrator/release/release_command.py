@@ -22,7 +22,8 @@ from orchestrator.nodes.local_node import LocalNode
 from orchestrator.nodes.node import Node
 from orchestrator.prefork import PreforkServer
 from orchestrator.registries import Connect
-from orchestrator.release import bake_json, release_jobs, tag_publication
+from orchestrator.release import release_jobs, tag_publication
+from orchestrator.release.bake import bake_json
 from orchestrator.release.model import ReleaseImage
 from orchestrator.release.release_build import BuiltImage, ReleaseBuild, started
 from orchestrator.release.release_flags import ReleaseFlags, ReleasePlan, plan

@@ -12,7 +12,7 @@ from orchestrator import plan as planning
 from orchestrator.nodes.node import Node
 from orchestrator.nodes.placement import Placements, place_all, refuse_unfit
 from orchestrator.outputs import Push
-from orchestrator.release import bake_json
+from orchestrator.release.bake import bake_json
 from orchestrator.release.build_order import refused
 from orchestrator.release.model import ReleaseImage
 from orchestrator.release.release_build import nodes_of

@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from orchestrator import project_file
-from orchestrator.release import bake_names, overrides, release_file
+from orchestrator.release import overrides, release_file
+from orchestrator.release.bake import bake_names
 from orchestrator.release.model import Release
 from orchestrator.release.overrides import Override
 from platforms.errors import UsageError
@@ -20,7 +21,7 @@ def read(path: str, given: Mapping[str, str], environ: Mapping[str, str], change
     """
     files = (path,) if bake_names.handles(path) else () if path else _bake_files()
     if files:
-        from orchestrator.release import bake_file
+        from orchestrator.release.bake import bake_file
 
         return bake_file.read(files, given, tuple(each.text for each in changes))
     return overrides.apply(_read(path, given, environ), changes)

@@ -11,9 +11,9 @@ import judges
 import pytest
 from bake_inputs import NO_ENVIRONMENT, PLANS, RECORDED, comparable, printed
 
-from orchestrator.release import bake_file
-from orchestrator.release.bake_target import ATTRIBUTES
-from orchestrator.release.hcl_functions import FUNCTIONS
+from orchestrator.release.bake import bake_file
+from orchestrator.release.bake.bake_target import ATTRIBUTES
+from orchestrator.release.hcl.hcl_functions import FUNCTIONS
 from orchestrator.release.model import ReleaseImage
 
 PLANNED: dict[str, Any] = json.loads(RECORDED.read_text())

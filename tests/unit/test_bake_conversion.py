@@ -11,7 +11,8 @@ from bake_inputs import NO_ENVIRONMENT, PLANS, RECORDED, comparable
 from click.testing import CliRunner
 
 from orchestrator.cli import cli
-from orchestrator.release import bake_file, bake_json, release_file
+from orchestrator.release import release_file
+from orchestrator.release.bake import bake_file, bake_json
 
 LOST = ("attest", "call", "entitlements", "resources")
 """Keys of a bake file that a release file does not have."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.release import bake_file, bake_names
+from orchestrator.release.bake import bake_file, bake_names
 from orchestrator.release.model import Release, ReleaseImage
 from platforms.errors import UsageError
 

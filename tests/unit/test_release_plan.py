@@ -10,7 +10,6 @@ import pytest
 
 from orchestrator import yaml_settings
 from orchestrator.release import (
-    bake_json,
     build_order,
     entitlements,
     image_request,
@@ -18,6 +17,7 @@ from orchestrator.release import (
     release_file,
     tag_publication,
 )
+from orchestrator.release.bake import bake_json
 from orchestrator.release.build_order import SelectedImages
 from orchestrator.release.model import Release, ReleaseImage
 from platforms.errors import KanifoldError, UsageError

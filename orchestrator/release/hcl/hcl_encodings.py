@@ -18,8 +18,8 @@ from typing import Final
 
 import msgspec
 
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_values import HclValue, MappingValue, SequenceValue, ValueRefused
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_values import HclValue, MappingValue, SequenceValue, ValueRefused
 from platforms import decoding
 from platforms.errors import EnvironmentUnfit, printable
 

@@ -13,11 +13,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from executor.dockerfile.suggestions import hint
-from orchestrator.release import bake_overrides, bake_target
-from orchestrator.release.bake_definitions import Declared, Definitions
-from orchestrator.release.bake_overrides import TargetOverride
-from orchestrator.release.bake_target import BakeTarget
-from orchestrator.release.hcl_syntax import FilePlace, HclBody
+from orchestrator.release.bake import bake_overrides, bake_target
+from orchestrator.release.bake.bake_definitions import Declared, Definitions
+from orchestrator.release.bake.bake_overrides import TargetOverride
+from orchestrator.release.bake.bake_target import BakeTarget
+from orchestrator.release.hcl.hcl_syntax import FilePlace, HclBody
 from orchestrator.release.model import Release, ReleaseImage
 from platforms import regular
 from platforms.errors import Location, UsageError, printable
@@ -90,9 +90,9 @@ def _local_platform() -> str:
 
 
 def _body(path: str, data: bytes) -> HclBody:
-    from orchestrator.release import hcl_syntax, json_body
+    from orchestrator.release.hcl import hcl_parser, json_body
 
-    return json_body.parse(data, path) if path.lower().endswith(".json") else hcl_syntax.parse(data, path)
+    return json_body.parse(data, path) if path.lower().endswith(".json") else hcl_parser.parse(data, path)
 
 
 class _Resolver:

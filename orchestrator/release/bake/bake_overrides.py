@@ -16,9 +16,9 @@ import msgspec
 from msgspec.structs import replace
 
 from executor.dockerfile.suggestions import hint
-from orchestrator.release import bake_target as targets
-from orchestrator.release.bake_target import BakeTarget
-from orchestrator.release.hcl_values import ValueRefused
+from orchestrator.release.bake import bake_target as targets
+from orchestrator.release.bake.bake_target import BakeTarget
+from orchestrator.release.hcl.hcl_values import ValueRefused
 from orchestrator.release.model import Fields
 from platforms.errors import UsageError, printable
 

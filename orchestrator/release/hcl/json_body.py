@@ -11,7 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from orchestrator.release.hcl_syntax import (
+from orchestrator.release.hcl.hcl_parser import parse_template
+from orchestrator.release.hcl.hcl_syntax import (
     DEPTH_LIMIT,
     Expression,
     FilePlace,
@@ -20,9 +21,8 @@ from orchestrator.release.hcl_syntax import (
     LiteralExpression,
     ObjectExpression,
     TupleExpression,
-    parse_template,
 )
-from orchestrator.release.hcl_values import ValueRefused, parse_number
+from orchestrator.release.hcl.hcl_values import ValueRefused, parse_number
 from orchestrator.yaml_settings import SettingsSource
 from platforms.errors import UsageError, printable
 

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_values import HclValue, SequenceValue, ValueRefused
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_values import HclValue, SequenceValue, ValueRefused
 from orchestrator.release.model import Fields
 from platforms.errors import printable
 

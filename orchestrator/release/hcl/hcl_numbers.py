@@ -6,8 +6,8 @@ import math
 from fractions import Fraction
 from typing import Final
 
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_values import HclValue, SequenceValue, ValueRefused
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_values import HclValue, SequenceValue, ValueRefused
 
 Number = int | Fraction
 _RANGE_LIMIT: Final = 1024

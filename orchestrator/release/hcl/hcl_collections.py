@@ -6,8 +6,8 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_values import HclValue, MappingValue, SequenceValue, ValueRefused
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_values import HclValue, MappingValue, SequenceValue, ValueRefused
 
 
 def chunks(items: SequenceValue, size: int) -> SequenceValue:

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator.release import hcl_collections, hcl_encodings, hcl_numbers, hcl_text, hcl_times
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_evaluation import HclFunction, HclScope, arguments, evaluate
-from orchestrator.release.hcl_syntax import (
+from orchestrator.release.hcl import hcl_collections, hcl_encodings, hcl_numbers, hcl_text, hcl_times
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_evaluation import HclFunction, HclScope, arguments, evaluate
+from orchestrator.release.hcl.hcl_syntax import (
     CallExpression,
     Expression,
     LiteralExpression,
@@ -23,7 +23,7 @@ from orchestrator.release.hcl_syntax import (
     TupleExpression,
     VariableExpression,
 )
-from orchestrator.release.hcl_values import ANY, BOOL, NUMBER, STRING, STRINGS, HclType, HclValue, ValueRefused
+from orchestrator.release.hcl.hcl_values import ANY, BOOL, NUMBER, STRING, STRINGS, HclType, HclValue, ValueRefused
 from platforms.errors import UsageError, printable
 
 

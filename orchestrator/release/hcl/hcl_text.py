@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.release import hcl_encodings
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_values import HclValue, SequenceValue, ValueRefused
+from orchestrator.release.hcl import hcl_encodings
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_values import HclValue, SequenceValue, ValueRefused
 from platforms.errors import EnvironmentUnfit, printable
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _re2() -> ModuleType:
     try:
         import re2
     except ImportError as error:
-        from orchestrator.release.hcl_syntax import REMEDY
+        from orchestrator.release.hcl.hcl_syntax import REMEDY
 
         raise EnvironmentUnfit(
             "cannot use a regular expression", why="a library is not installed", remedy=REMEDY

@@ -1,8 +1,7 @@
-"""The syntax of HCL files: blocks, attributes and expressions, with their places.
+"""Parses HCL files.
 
-The grammar is tree-sitter's (an extra, see docs/dependencies.md); its tree is turned into frozen values here. Sources:
-HCL native syntax specification, https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md, and the JSON syntax
-specification beside it.
+The grammar is tree-sitter's (an extra, see docs/dependencies.md); its tree is turned into the values of ``hcl_syntax``.
+Source: HCL native syntax specification, https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md.
 """
 
 from __future__ import annotations
@@ -10,183 +9,50 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from orchestrator.release.hcl_values import ValueRefused, parse_number
+from orchestrator.release.hcl import hcl_templates
+from orchestrator.release.hcl.hcl_syntax import (
+    DEPTH_LIMIT,
+    REMEDY,
+    AttributeExpression,
+    BinaryExpression,
+    CallExpression,
+    ConditionalExpression,
+    Expression,
+    FilePlace,
+    ForExpression,
+    HclBlock,
+    HclBody,
+    IndexExpression,
+    LiteralExpression,
+    ObjectExpression,
+    SplatExpression,
+    TupleExpression,
+    UnaryExpression,
+    VariableExpression,
+)
+from orchestrator.release.hcl.hcl_templates import TemplateDirective, TemplateInterpolation, TemplatePart, TemplateText
+from orchestrator.release.hcl.hcl_values import ValueRefused, parse_number
 from orchestrator.yaml_settings import SettingsSource
 from platforms.errors import EnvironmentUnfit, UsageError, printable
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from tree_sitter import Node
 
-DEPTH_LIMIT: Final = 64
-"""How deeply expressions may be nested."""
-REMEDY: Final = "pip install 'kanifold[bake]'"
 _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 _ESCAPE: Final = re.compile(r"\\(u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)|\$\$\{|%%\{|(\n)", re.DOTALL)
 _DOUBLED: Final = re.compile(r"\$\$\{|%%\{")
-
-
-class FilePlace(msgspec.Struct, frozen=True):
-    """Where something begins in a file. ``line`` and ``column`` count from 1."""
-
-    source: SettingsSource
-    line: int
-    column: int
-
-    def refusal(self, what: str, why: str = "", remedy: str = "") -> UsageError:
-        """Return the error ``what`` about this place."""
-        where = f"{self.source.file}:{self.line}:{self.column}"
-        return UsageError(f"{where}: {what}", why=why, remedy=remedy, where=self.source.location(self.line))
-
-
-class LiteralExpression(msgspec.Struct, frozen=True):
-    """A number, a bool, null, or a text without anything to evaluate."""
-
-    place: FilePlace
-    value: str | bool | int | Fraction | None
-
-
-class TemplateExpression(msgspec.Struct, frozen=True):
-    """A text with interpolations: the parts are joined."""
-
-    place: FilePlace
-    parts: tuple[Expression, ...]
-
-
-class VariableExpression(msgspec.Struct, frozen=True):
-    """A name."""
-
-    place: FilePlace
-    name: str
-
-
-class AttributeExpression(msgspec.Struct, frozen=True):
-    """``.name`` after an expression."""
-
-    place: FilePlace
-    of: Expression
-    name: str
-
-
-class IndexExpression(msgspec.Struct, frozen=True):
-    """``[key]`` or ``.0`` after an expression."""
-
-    place: FilePlace
-    of: Expression
-    key: Expression
-
-
-class SplatExpression(msgspec.Struct, frozen=True):
-    """``[*]`` or ``.*`` after an expression: ``each`` is evaluated for every element, which is the variable "*"."""
-
-    place: FilePlace
-    of: Expression
-    each: Expression
-
-
-class CallExpression(msgspec.Struct, frozen=True):
-    """A function with its arguments; ``expand`` tells that the last one is a sequence of arguments."""
-
-    place: FilePlace
-    name: str
-    arguments: tuple[Expression, ...]
-    expand: bool
-
-
-class UnaryExpression(msgspec.Struct, frozen=True):
-    """``-`` or ``!``."""
-
-    place: FilePlace
-    operator: str
-    operand: Expression
-
-
-class BinaryExpression(msgspec.Struct, frozen=True):
-    """An operator between two operands."""
-
-    place: FilePlace
-    operator: str
-    left: Expression
-    right: Expression
-
-
-class ConditionalExpression(msgspec.Struct, frozen=True):
-    """``condition ? yes : no``; a template's ``%{ if }`` as well."""
-
-    place: FilePlace
-    condition: Expression
-    yes: Expression
-    no: Expression
-
-
-class TupleExpression(msgspec.Struct, frozen=True):
-    """``[…]``."""
-
-    place: FilePlace
-    items: tuple[Expression, ...]
-
-
-class ObjectExpression(msgspec.Struct, frozen=True):
-    """``{…}``."""
-
-    place: FilePlace
-    entries: tuple[tuple[Expression, Expression], ...]
-
-
-class ForExpression(msgspec.Struct, frozen=True):
-    """``[for …]``, ``{for …}`` (with ``result_key``), and ``%{ for }`` (``joined``)."""
-
-    place: FilePlace
-    key: str
-    """"" if there is none."""
-    value: str
-    collection: Expression
-    result_key: Expression | None
-    result: Expression
-    condition: Expression | None
-    grouped: bool = False
-    joined: bool = False
-
-
-Expression: TypeAlias = (
-    LiteralExpression
-    | TemplateExpression
-    | VariableExpression
-    | AttributeExpression
-    | IndexExpression
-    | SplatExpression
-    | CallExpression
-    | UnaryExpression
-    | BinaryExpression
-    | ConditionalExpression
-    | TupleExpression
-    | ObjectExpression
-    | ForExpression
+_TEMPLATE_NODES: Final = frozenset(
+    (
+        "template_interpolation",
+        "template_if_intro",
+        "template_else_intro",
+        "template_if_end",
+        "template_for_start",
+        "template_for_end",
+    )
 )
-
-
-class HclBlock(msgspec.Struct, frozen=True):
-    """A block, such as ``target "name" { … }``."""
-
-    place: FilePlace
-    kind: str
-    labels: tuple[str, ...]
-    body: HclBody
-
-
-class HclBody(msgspec.Struct, frozen=True):
-    """What a file or a block has, in its order."""
-
-    place: FilePlace
-    attributes: dict[str, Expression]
-    names: dict[str, FilePlace]
-    """Where the attributes are named."""
-    blocks: tuple[HclBlock, ...]
 
 
 def parse(data: bytes, file: str) -> HclBody:
@@ -526,19 +392,19 @@ class _Reader:
         if node.type == "quoted_template":
             begin, end, children = node.start_byte + 1, node.end_byte - 1, _named(node)
             parts = self._parts(_template_nodes(children), begin, end, by_line=False)
-            if len(parts) == 1 and isinstance(parts[0], _Interpolation):
+            if len(parts) == 1 and isinstance(parts[0], TemplateInterpolation):
                 return parts[0].expression  # it keeps the type of its value
-            return self._template(parts, place)
+            return hcl_templates.template(parts, place)
         start, name, *children = _named(node)
         closing = children[-1]
         begin = self._data.index(b"\n", name.end_byte) + 1
         end = self._data.rindex(b"\n", begin - 1, closing.start_byte) + 1
         parts = self._parts(_template_nodes(children[:-1]), begin, max(begin, end), by_line=True)
-        return self._template(_flushed(parts) if self.text(start) == "<<-" else parts, place)
+        return hcl_templates.template(hcl_templates.flushed(parts) if self.text(start) == "<<-" else parts, place)
 
-    def _parts(self, nodes: list[Node], begin: int, end: int, *, by_line: bool) -> list[_Part]:
+    def _parts(self, nodes: list[Node], begin: int, end: int, *, by_line: bool) -> list[TemplatePart]:
         """Return the parts of a template between two offsets, with white space removed where markers say so."""
-        found: list[_Part] = []
+        found: list[TemplatePart] = []
         trim = False
         for node in [*nodes, None]:
             upto = node.start_byte if node is not None else end
@@ -547,14 +413,14 @@ class _Reader:
             for line in text.splitlines(keepends=True) if by_line else [text] if text else []:
                 here = self.place(node) if node is not None else self._end_place(begin)
                 plain = self._plain(line, here, by_line=by_line)
-                found.append(_Text(plain.lstrip() if trim else plain, here))
+                found.append(TemplateText(plain.lstrip() if trim else plain, here))
                 trim = False
             if node is None:
                 break
             markers = [each for each in node.children if each.type == "strip_marker"]
             first, last = _marked(node, markers)
-            if first and found and isinstance(found[-1], _Text):
-                found[-1] = _Text(found[-1].text.rstrip(), found[-1].place)
+            if first and found and isinstance(found[-1], TemplateText):
+                found[-1] = TemplateText(found[-1].text.rstrip(), found[-1].place)
             trim, begin = last, node.end_byte
             found.append(self._part(node))
         return found
@@ -571,107 +437,23 @@ class _Reader:
             return unicodedata.normalize("NFC", _DOUBLED.sub(lambda match: match[0][1:], text))
         return self._unescaped(text, place)
 
-    def _part(self, node: Node) -> _Part:
+    def _part(self, node: Node) -> TemplatePart:
         place = self.place(node)
         children = _named(node)
         expressions = [each for each in children if each.type == "expression"]
         match node.type:
             case "template_interpolation":
-                return _Interpolation(place, self.expression(expressions[0]))
+                return TemplateInterpolation(place, self.expression(expressions[0]))
             case "template_if_intro":
-                return _Directive(place, "if", condition=self.expression(expressions[0]))
+                return TemplateDirective(place, "if", condition=self.expression(expressions[0]))
             case "template_for_start":
                 names = tuple(self.text(each) for each in children if each.type == "identifier")
-                return _Directive(place, "for", condition=self.expression(expressions[0]), names=names)
+                return TemplateDirective(place, "for", condition=self.expression(expressions[0]), names=names)
             case "template_else_intro":
-                return _Directive(place, "else")
+                return TemplateDirective(place, "else")
             case "template_if_end":
-                return _Directive(place, "endif")
-        return _Directive(place, "endfor")
-
-    def _template(self, parts: list[_Part], place: FilePlace) -> Expression:
-        reader = _TemplateReader(parts, place)
-        found = reader.until()
-        return _joined(found, place)
-
-
-class _Text(msgspec.Struct, frozen=True):
-    text: str
-    place: FilePlace
-
-
-class _Interpolation(msgspec.Struct, frozen=True):
-    place: FilePlace
-    expression: Expression
-
-
-class _Directive(msgspec.Struct, frozen=True):
-    place: FilePlace
-    kind: Literal["if", "else", "endif", "for", "endfor"]
-    condition: Expression | None = None
-    names: tuple[str, ...] = ()
-
-
-_Part: TypeAlias = _Text | _Interpolation | _Directive
-
-
-class _TemplateReader:
-    """Nests the directives of a template."""
-
-    def __init__(self, parts: list[_Part], place: FilePlace) -> None:
-        self._parts = parts
-        self._place = place
-        self._at = 0
-
-    def until(self, *ends: str) -> list[Expression]:
-        """Return the expressions up to one of the directives ``ends``, or to the end."""
-        found: list[Expression] = []
-        while self._at < len(self._parts):
-            part = self._parts[self._at]
-            if isinstance(part, _Directive) and part.kind in ends:
-                return found
-            self._at += 1
-            if isinstance(part, _Text):
-                found.append(LiteralExpression(part.place, part.text))
-            elif isinstance(part, _Interpolation):
-                found.append(part.expression)
-            elif part.condition is None:
-                raise part.place.refusal(f"the directive {part.kind} has no beginning")
-            elif part.kind == "if":
-                found.append(self._if(part.place, part.condition))
-            else:
-                found.append(self._for(part.place, part.condition, part.names))
-        if ends:
-            raise self._place.refusal(f"the directive {ends[-1]} is missing in this text")
-        return found
-
-    def _if(self, place: FilePlace, condition: Expression) -> ConditionalExpression:
-        yes: list[Expression] = self.until("else", "endif")
-        no: list[Expression] = []
-        if self._ended() == "else":
-            no = self.until("endif")
-            self._ended()
-        return ConditionalExpression(place, condition, _joined(yes, place), _joined(no, place))
-
-    def _for(self, place: FilePlace, collection: Expression, names: tuple[str, ...]) -> ForExpression:
-        body = _joined(self.until("endfor"), place)
-        self._ended()
-        key = names[0] if len(names) > 1 else ""
-        return ForExpression(place, key, names[-1], collection, None, body, None, joined=True)
-
-    def _ended(self) -> str:
-        part = self._parts[self._at]
-        self._at += 1
-        assert isinstance(part, _Directive)
-        return part.kind
-
-
-def _joined(parts: list[Expression], place: FilePlace) -> Expression:
-    if not parts:
-        return LiteralExpression(place, "")
-    if len(parts) == 1 and isinstance(parts[0], LiteralExpression) and isinstance(parts[0].value, str):
-        return parts[0]
-    return TemplateExpression(place, tuple(parts))
+                return TemplateDirective(place, "endif")
+        return TemplateDirective(place, "endfor")
 
 
 def _named(node: Node) -> list[Node]:
@@ -695,41 +477,9 @@ def _template_nodes(nodes: list[Node]) -> list[Node]:
     return found
 
 
-_TEMPLATE_NODES: Final = frozenset(
-    (
-        "template_interpolation",
-        "template_if_intro",
-        "template_else_intro",
-        "template_if_end",
-        "template_for_start",
-        "template_for_end",
-    )
-)
-
-
 def _marked(node: Node, markers: list[Node]) -> tuple[bool, bool]:
     """Return whether white space before and after ``node`` is to be removed."""
     middle = (node.start_byte + node.end_byte) / 2
     first = any(each.start_byte <= node.start_byte + 2 for each in markers)
     last = any(each.end_byte >= node.end_byte - 1 and each.start_byte > middle for each in markers)
     return first, last
-
-
-def _flushed(parts: list[_Part]) -> list[_Part]:
-    """Return the parts of a heredoc without the white space that all its lines begin with."""
-    indents: list[int] = []
-    first: set[int] = set()
-    begins = True
-    for at, part in enumerate(parts):
-        if begins:
-            text = part.text if isinstance(part, _Text) else ""
-            if not (text.endswith("\n") and not text.strip()):
-                indents.append(len(text) - len(text.lstrip()))
-                if isinstance(part, _Text):
-                    first.add(at)
-        begins = isinstance(part, _Text) and part.text.endswith("\n")
-    least = min(indents, default=0)
-    return [
-        _Text(part.text[least:], part.place) if at in first and isinstance(part, _Text) else part
-        for at, part in enumerate(parts)
-    ]

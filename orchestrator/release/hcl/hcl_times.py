@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from fractions import Fraction
 from typing import Final
 
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_values import HclValue, MappingValue, ValueRefused
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_values import HclValue, MappingValue, ValueRefused
 from platforms import durations
 from platforms.errors import printable
 

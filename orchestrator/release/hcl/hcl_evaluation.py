@@ -13,8 +13,8 @@ from typing import Final, Protocol
 import msgspec
 
 from executor.dockerfile.suggestions import hint
-from orchestrator.release import hcl_values as values
-from orchestrator.release.hcl_syntax import (
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_syntax import (
     AttributeExpression,
     BinaryExpression,
     CallExpression,
@@ -31,7 +31,7 @@ from orchestrator.release.hcl_syntax import (
     UnaryExpression,
     VariableExpression,
 )
-from orchestrator.release.hcl_values import HclValue, MappingValue, SequenceValue, ValueRefused
+from orchestrator.release.hcl.hcl_values import HclValue, MappingValue, SequenceValue, ValueRefused
 from platforms.errors import UsageError, printable
 
 BLOCKS: Final = ("target", "group")

@@ -16,12 +16,12 @@ from typing import Any, Final
 import msgspec
 
 from executor.dockerfile.suggestions import hint
-from orchestrator.release import hcl_functions, hcl_syntax
-from orchestrator.release import hcl_values as values
-from orchestrator.release.bake_target import ATTRIBUTES, BakeTarget, attribute_value, field, read_attribute, truth
-from orchestrator.release.hcl_evaluation import STEP_LIMIT, TIME_LIMIT, HclFunction, HclScope, arguments, evaluate
-from orchestrator.release.hcl_functions import FUNCTIONS
-from orchestrator.release.hcl_syntax import (
+from orchestrator.release.bake.bake_target import ATTRIBUTES, BakeTarget, attribute_value, field, read_attribute, truth
+from orchestrator.release.hcl import hcl_functions, hcl_parser
+from orchestrator.release.hcl import hcl_values as values
+from orchestrator.release.hcl.hcl_evaluation import STEP_LIMIT, TIME_LIMIT, HclFunction, HclScope, arguments, evaluate
+from orchestrator.release.hcl.hcl_functions import FUNCTIONS
+from orchestrator.release.hcl.hcl_syntax import (
     CallExpression,
     Expression,
     FilePlace,
@@ -31,7 +31,7 @@ from orchestrator.release.hcl_syntax import (
     TupleExpression,
     VariableExpression,
 )
-from orchestrator.release.hcl_values import ANY, HclType, HclValue, ValueRefused
+from orchestrator.release.hcl.hcl_values import ANY, HclType, HclValue, ValueRefused
 from orchestrator.release.model import Group
 from platforms.errors import printable
 
@@ -234,7 +234,7 @@ class Definitions:
         if isinstance(expression, LiteralExpression) and expression.value is None:
             return None
         if isinstance(expression, LiteralExpression) and isinstance(expression.value, str):  # in a file in JSON
-            inner = hcl_syntax.parse(f"x = {expression.value}\n".encode(), expression.place.source.file)
+            inner = hcl_parser.parse(f"x = {expression.value}\n".encode(), expression.place.source.file)
             expression = inner.attributes.get("x")
         return hcl_functions.type_constraint(expression) if expression is not None else None
 

@@ -1,0 +1,1 @@
+"""Bake files (``docker-bake.hcl``, ``docker-bake.json``) as releases."""

@@ -1,0 +1,1 @@
+"""HCL: its syntax, its values, and the functions that bake files may call."""
