@@ -26,23 +26,6 @@ if TYPE_CHECKING:
     from executor.supervised.file_metadata import MetadataTable
     from executor.supervised.placements import PlacedFiles
 
-MOUNTS: Final = {
-    b"mounts": b"""\
-overlay / overlay rw,relatime 0 0
-proc /proc proc rw,nosuid,nodev,noexec,relatime 0 0
-tmpfs /dev tmpfs rw,nosuid,size=65536k,mode=755 0 0
-sysfs /sys sysfs ro,nosuid,nodev,noexec,relatime 0 0
-""",
-    b"mountinfo": b"""\
-20 1 0:20 / / rw,relatime - overlay overlay rw
-21 20 0:21 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw
-22 20 0:22 / /dev rw,nosuid - tmpfs tmpfs rw,size=65536k,mode=755
-25 20 0:25 / /sys ro,nosuid,nodev,noexec,relatime - sysfs sysfs ro
-""",
-    b"mountstats": b"device overlay mounted on / with fstype overlay\n",
-}
-"""Files of /proc about mounts (fstab(5), proc_pid_mountinfo(5))."""
-
 _LINKS: Final = (
     ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"), ("core", "/proc/kcore"), ("ptmx", "pts/ptmx"),

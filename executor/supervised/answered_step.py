@@ -28,11 +28,12 @@ from executor.sandbox.zygote import StepOutcome
 from executor.snapshotter.rootfs import Directory
 from executor.store import removal
 from executor.supervised import answered_calls, answered_filter
-from executor.supervised.answered_files import MOUNTS, AnsweredFiles
+from executor.supervised.answered_files import AnsweredFiles
 from executor.supervised.answered_tracer import AnsweredTracer
 from executor.supervised.call_answers import CallAnswers
 from executor.supervised.file_metadata import FileMetadata, MetadataTable
 from executor.supervised.file_view import AT_FDCWD, FileView, FoundFile
+from executor.supervised.mount_table import mount_table
 from executor.supervised.placements import PlacedFiles
 from executor.supervised.processes import Credentials, FileSystemState, Process, Processes, WorkingDirectory
 from executor.supervised.program_copies import ProgramCopies
@@ -119,11 +120,11 @@ class AnsweredStep:
 
     def _run(self, files: AnsweredFiles, table: MetadataTable, place: str, programs: str) -> StepOutcome:
         processes = Processes()
-        proc = StepProc(processes, f"{place}/proc", MOUNTS)
+        proc = StepProc(processes, f"{place}/proc", mount_table(self._spec))
         view = FileView(files.mounts, files.covered, proc)
         proc.root = view.root.fd
         spec = self._spec
-        credentials = Credentials((spec.uid,) * 4, (spec.gid,) * 4, spec.groups)
+        credentials = Credentials((spec.uid,) * 4, (spec.gid,) * 4, tuple(sorted(spec.groups)))
         cwd = WorkingDirectory(os.dup(view.root.fd), readonly=False)
         fs = FileSystemState(cwd, _UMASK)
         fs.cwd = _working_directory(view, table, Process(os.getpid(), 0, fs, credentials, b""), spec.cwd)

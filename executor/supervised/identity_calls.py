@@ -159,7 +159,8 @@ class IdentityCalls:
             raise failure(errno.EINVAL)
         word = struct.Struct("=H" if call.architecture in _SHORT and not call.name.endswith("32") else "=I")
         data = self.listener.read(call, buffer, count * word.size) if count else b""
-        process.credentials = replace(process.credentials, groups=tuple(each for (each,) in word.iter_unpack(data)))
+        groups = sorted(each for (each,) in word.iter_unpack(data))  # as the kernel has them
+        process.credentials = replace(process.credentials, groups=tuple(groups))
         return 0
 
     def _capget(self, call: SystemCall, process: Process) -> int:

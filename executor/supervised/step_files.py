@@ -23,23 +23,12 @@ from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, S
 from executor.sandbox.staging import DEVICE_NAMES
 from executor.sandbox.step_process import RefusedError, hosts_file, normal_target
 from executor.supervised.made_devices import MadeDevices
+from executor.supervised.mount_table import mount_table
 from executor.supervised.placements import PlacedFiles, make_directory
 from platforms import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_SYSTEM: Final = (
-    ("/", "overlay", "overlay", "rw,relatime"),
-    ("/proc", "proc", "proc", "rw,nosuid,nodev,noexec,relatime"),
-    ("/dev", "tmpfs", "tmpfs", "rw,nosuid,size=65536k,mode=755"),
-    ("/dev/pts", "devpts", "devpts", "rw,nosuid,noexec,relatime,gid=5,mode=620,ptmxmode=666"),
-    ("/dev/shm", "tmpfs", "shm", "rw,nosuid,nodev,noexec,relatime"),
-    ("/sys", "sysfs", "sysfs", "ro,nosuid,nodev,noexec,relatime"),
-)
-"""The mounts that a container has: target, type, source and options (fstab(5))."""
-_FIRST_MOUNT: Final = 20
-"""The number of the first mount in /proc/self/mountinfo."""
 
 _DEV_LINKS: Final = (
     ("fd", "/proc/self/fd"),
@@ -174,27 +163,6 @@ def _file(placements: PlacedFiles, data: bytes, mode: int, owner: tuple[int, int
         os.fchown(fd, *owner)
         os.fchmod(fd, mode)
     return path
-
-
-def mount_table(spec: Spec) -> tuple[bytes, bytes]:
-    """Return /proc/self/mounts and /proc/self/mountinfo, as a step with mounts would have them."""
-    rows = [*_SYSTEM]
-    for mount in spec.mounts:
-        options = "rw,relatime"
-        if isinstance(mount, SecretFile) or (isinstance(mount, Bind | BindFd) and mount.readonly):
-            options = "ro,relatime"
-        rows.append((_escaped(normal_target(mount.target)), "tmpfs", "tmpfs", options))
-    mounts = "".join(f"{source} {target} {kind} {options} 0 0\n" for target, kind, source, options in rows)
-    lines = [
-        f"{_FIRST_MOUNT + index} {_FIRST_MOUNT if index else 1} 0:{_FIRST_MOUNT + index} / {target} "
-        f"{options.partition(',size')[0]} - {kind} {source} {options.partition(',')[0]}\n"
-        for index, (target, kind, source, options) in enumerate(rows)
-    ]
-    return os.fsencode(mounts), os.fsencode("".join(lines))
-
-
-def _escaped(target: str) -> str:
-    return "".join(f"\\{ord(each):03o}" if each in " \t\n\\" else each for each in target)
 
 
 def _put_proc(table: tuple[bytes, bytes], placements: PlacedFiles, answered: Answered) -> None:

@@ -25,17 +25,18 @@ _MACHINE: Final = frozenset(
 )
 _HIDDEN: Final = frozenset(b"ns map_files attr mem pagemap syscall stack auxv clear_refs".split())
 _WRITABLE: Final = frozenset(b"comm oom_score_adj oom_adj coredump_filter timerslack_ns".split())
-_MADE_UP: Final = frozenset(b"mounts mountinfo mountstats".split())
+_MOUNTSTATS: Final = b"device overlay mounted on / with fstype overlay\n"
 _MAGIC: Final = frozenset(b"exe cwd root".split())
 
 
 class StepProc:
-    """The /proc of a step. ``place``: a directory for the list of its processes; ``mounts``: the files about mounts."""
+    """The /proc of a step. ``place``: a directory for the list of its processes; ``mounts``: the files about
+    mounts, mounts and mountinfo."""
 
-    def __init__(self, processes: Processes, place: str, mounts: dict[bytes, bytes]) -> None:
+    def __init__(self, processes: Processes, place: str, mounts: tuple[bytes, bytes]) -> None:
         self._processes = processes
         self._place = os.fsencode(place)
-        self._mounts = mounts
+        self._made_up = dict(zip((b"mounts", b"mountinfo"), mounts, strict=True)) | {b"mountstats": _MOUNTSTATS}
         self.device = os.stat("/proc/self").st_dev
         self.root = -1
         """A descriptor of the step's root directory."""
@@ -96,8 +97,8 @@ class StepProc:
             return os.open(b"/proc/" + first, _PATH | os.O_NOFOLLOW)
         if first.isdigit():
             self._check(first)
-            if part[-1] in _MADE_UP:
-                return self._in_memory(part[-1], self._mounts[part[-1]])
+            if part[-1] in self._made_up:
+                return self._in_memory(part[-1], self._made_up[part[-1]])
             if part[1:] == (b"status",) or (part[1:2] == (b"task",) and part[3:] == (b"status",)):
                 return self._status(part)
             if _HIDDEN.intersection(part[1:]):

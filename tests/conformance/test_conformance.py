@@ -44,14 +44,24 @@ IN_A_CHROOT = {
         ("run-mount-bind-is-read-only", "run-mount-cache-read-only", "run-mount-cache-sharing"),
         "what is written to a read-only mount is thrown away, or kept in a cache, instead of refused",
     ),
-    **dict.fromkeys(("run-network-by-flag", "run-network-none"), "there is no loopback interface of its own"),
+    **dict.fromkeys(("run-network-by-flag", "run-network-none"), "there are no interfaces of its own"),
     "run-proc-sys-dev": "/proc and /sys are answered by a supervisor, and show links as files",
     "run-removing-etc-fails": "nothing is mounted in /etc",
 }
 """What is otherwise there, by case."""
+ANSWERED = "answered"
+"""The name of the steps of an ordinary user whose path calls are answered."""
+WHEN_ANSWERED = {
+    each: IN_A_CHROOT[each]
+    for each in ("heredoc-run-with-mount", "run-mount-tmpfs", "run-network-by-flag", "run-network-none")
+}
+"""What is otherwise there, by case."""
+OTHERWISE = {CHROOT: IN_A_CHROOT, ANSWERED: WHEN_ANSWERED}
+USUAL_WHEN_ANSWERED = r"^user-(groups|made)|^run-(chown-same|hard|mount-secret-file$|devices)"
+"""What is built there in an ordinary run of the suite."""
 OFFERS = {
     "root": ("ids", "root", "devices"), "user": ("ids",), "single": ("devices",), "without": ("ids", "devices"),
-    CHROOT: ("ids", "root", "devices"),
+    CHROOT: ("ids", "root", "devices"), ANSWERED: ("ids", "root", "devices"),
 }  # fmt: skip
 """Each mode of isolation with what it offers (``Case.needs``)."""
 FULL = "root" if os.geteuid() == 0 else "user"
@@ -60,7 +70,7 @@ PLAIN = "plain_"
 """Begins the names of the same modes with the plain snapshotter. There every case is built once too."""
 WITHOUT = "without"
 """The name of no isolation, as an ordinary user: only what runs no step is built there."""
-MODES = (*OFFERS, *(PLAIN + mode for mode in OFFERS if mode not in (WITHOUT, CHROOT)))
+MODES = (*OFFERS, *(PLAIN + mode for mode in OFFERS if mode not in (WITHOUT, CHROOT, ANSWERED)))
 USUAL_WITHOUT = r"^copy-(chown|cap|hard|from)|^add-|archive"
 _OFTEN = r"^run-(mount-bind|deep|hard|devices|chown|dir|rem|rename|sticky|touch)|^user-made|copy-(cap|from-dev)"
 USUAL_IN_PLAIN = {"root": rf"{_OFTEN}|^run-(?!mount|net|f)|^copy-from|^workdir", "user": _OFTEN, "single": _OFTEN}
@@ -133,6 +143,13 @@ def as_chroot(here: World, scratch: Path, request: pytest.FixtureRequest) -> Ite
     home.mkdir()
     command, extra = conftest.installed()
     yield from _builds(CHROOT, conftest.Kanifold(home, ordinary_user.me(), command, extra), here, request)
+
+
+@pytest.fixture(scope="session")
+def as_answered(
+    here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest
+) -> Iterator[Builds]:
+    yield from _builds(ANSWERED, conftest.as_user(_user_without_ids, _scratch), here, request)
 
 
 @pytest.fixture(scope="session")
@@ -227,8 +244,8 @@ def _build(case: Case, mode: str, kanifold: Kanifold, here: World, idle: queue.S
 def _flags(case: Case, mode: str, work: Path, here: World) -> Iterator[str]:
     yield from ("--progress", "rawjson", "--platform", case.platform, "--file", str(work / "context" / case.file))
     yield from ("--snapshotter", "plain" if mode.startswith(PLAIN) else "overlay")
-    if mode == CHROOT:
-        yield from ("--isolation", "chroot")
+    if mode in OTHERWISE:
+        yield from ("--isolation", mode)
     yield from ("--registry-mirror", f"docker.io={here.registry}", "--insecure-registry", here.registry)
     for flag, value in (("--target", case.target), ("--network", case.network)):
         if value:
@@ -256,9 +273,10 @@ def _parameters() -> Iterator[ParameterSet]:
                 if not runs:
                     rare = not re.search(USUAL_WITHOUT, name)
                     yield pytest.param(name, mode, marks=[pytest.mark.slow] if rare else [])
-            elif mode == CHROOT:
+            elif mode in OTHERWISE:
                 if runs:
-                    yield pytest.param(name, mode, marks=pytest.mark.slow)
+                    usual = mode == ANSWERED and re.search(USUAL_WHEN_ANSWERED, name)
+                    yield pytest.param(name, mode, marks=[] if usual else pytest.mark.slow)
             elif mode.removeprefix(PLAIN) == FULL or concerned:
                 rare = mode.startswith(PLAIN) and not re.search(USUAL_IN_PLAIN[mode.removeprefix(PLAIN)], name)
                 yield pytest.param(name, mode, marks=[pytest.mark.slow] if rare else [])
@@ -274,7 +292,7 @@ def test_builds_as_buildkit_does(name: str, mode: str, request: pytest.FixtureRe
     built = builds.of(case)
     golden = json.loads(case.golden.read_text())
     found = _compare(case, golden, built, here)
-    differs = case.differs or (IN_A_CHROOT.get(name, "") if mode == CHROOT else "")
+    differs = case.differs or OTHERWISE.get(mode, {}).get(name, "")
     if differs and not found:
         pytest.fail(f"{name} is said to differ ({differs}) and does not any more", pytrace=False)
     if found and not differs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from sandbox_process import Done, Inside, SandboxProcess
 
 from executor.sandbox import Spec
+from executor.sandbox.spec import Tmpfs
 from executor.snapshotter import records
 from executor.snapshotter.records import DeviceNumber, Record
 
@@ -100,6 +102,11 @@ def test_names_of_a_file_share_its_owner_and_a_new_file_has_none(answered_sandbo
 def test_pipes_wait_for_their_other_end(answered_sandbox: SandboxProcess) -> None:
     found = run(answered_sandbox, "mkfifo /p; (sleep 0.1; echo through >/p) & cat /p; wait; echo x >/p & cat /p; wait")
     assert found.done.out == "through\nx\n"
+
+
+def test_mounts_are_listed(answered_sandbox: SandboxProcess) -> None:
+    found = run(answered_sandbox, "grep -h ' /a' /proc/mounts /proc/self/mountinfo", mounts=(Tmpfs("/a b"),))
+    assert re.findall(r" / (\S+) | (/\S+) tmpfs", found.done.out) == [("", r"/a\040b"), (r"/a\040b", "")]
 
 
 def test_mounts_are_busy_and_hide_what_they_cover(answered_sandbox: SandboxProcess) -> None:
