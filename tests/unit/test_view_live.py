@@ -68,15 +68,17 @@ def tmux(tmp_path: Path) -> Iterator[Tmux]:
     terminal.close()
 
 
-def play(tmux: Tmux, name: str, speed: float) -> None:
-    """Stdout is elsewhere, as in ``digest=$(kanifold build …)``."""
-    tmux.type(f"clear; echo before; {sys.executable} {SCRIPT} {name} --speed {speed} >/dev/null; echo status $?")
+def play(tmux: Tmux, name: str, *options: str) -> None:
+    """Stdout is elsewhere, as in ``digest=$(kanifold build …)``; what is typed is not echoed."""
+    words = " ".join((sys.executable, str(SCRIPT), name, "--speed 40", *options))
+    tmux.type(f"clear; stty -echo; echo before; {words} >/dev/null; echo status $?")
 
 
 def test_the_summary_takes_the_screens_place(tmux: Tmux) -> None:
-    play(tmux, "good", 20)
-    during = tmux.wait_for(lambda screen: "build 5/6" in screen)
+    play(tmux, "good", "--pause 15")
+    during = tmux.wait_for(lambda screen: screen.count("build 5/6") == 2)
     assert "● linux/amd64  native" in during
+    tmux.type("")
     after = tmux.wait_for(lambda screen: "status 0" in screen).split("\n")
     assert not any(line.startswith("building") for line in after)
     assert any(line.startswith("✓ linux/arm64  qemu-aarch64  7    2       67.8 MB") for line in after)
@@ -86,7 +88,7 @@ def test_the_summary_takes_the_screens_place(tmux: Tmux) -> None:
 
 def test_a_failed_build_ends_with_the_panel(tmux: Tmux) -> None:
     tmux.resize(100, 40)
-    play(tmux, "failing", 40)
+    play(tmux, "failing")
     after = tmux.wait_for(lambda screen: "status 0" in screen)
     assert "✗ failed after" in after
     assert ">>> RUN make -j$(nproc) all" in after
@@ -94,8 +96,8 @@ def test_a_failed_build_ends_with_the_panel(tmux: Tmux) -> None:
 
 
 def test_a_resized_terminal_shows_one_whole_frame(tmux: Tmux) -> None:
-    play(tmux, "good", 3)
-    tmux.wait_for(lambda screen: "build 2/6" in screen)
+    play(tmux, "good", "--pause 5")
+    tmux.wait_for(lambda screen: screen.count("build 2/6") == 2)
     for width, height in ((50, 24), (100, 30), (60, 12), (80, 24)):
         tmux.resize(width, height)
         headline = f"{'building registry.example/team/app:1.4 for 2 platforms'[: width - 5]}"

@@ -2,7 +2,7 @@
 
 As a script it plays one on the terminal:
 
-    python tests/unit/view_story.py [STORY] [--speed 4] [--mode live]
+    python tests/unit/view_story.py [STORY] [--speed 4] [--mode live] [--pause 8]
 """
 
 from __future__ import annotations
@@ -308,11 +308,16 @@ def main() -> None:
     parser.add_argument("story", nargs="?", default="good", choices=STORIES)
     parser.add_argument("--speed", type=float, default=1.0)
     parser.add_argument("--mode", default="auto")
-    parser.add_argument("--until", type=float, default=1e9)
+    parser.add_argument("--pause", type=float, metavar="SECONDS", help="there the story waits for a line on stdin")
     options = parser.parse_args()
+    pause = START + (options.pause or float("inf"))
     began = time.monotonic()
     with open_display(options.mode, sys.stderr) as display:
         for event in STORIES[options.story]():
+            if event.at > pause:
+                paused, pause = time.monotonic(), float("inf")
+                sys.stdin.readline()
+                began += time.monotonic() - paused
             due = began + (event.at - START) / options.speed
             time.sleep(max(0.0, due - time.monotonic()))
             display.emit(msgspec.structs.replace(event, at=time.monotonic()))
