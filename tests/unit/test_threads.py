@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packages import ROOT, parsed, violations
 
-ROOT = Path(__file__).resolve().parents[2]
 SECOND = "import threading; threading.Thread(target=threading.Event().wait, name='tracer', daemon=True).start()\n"
 """A second thread, as tools bring along that are loaded into every Python program."""
 CHECK = "from platforms.threads import check_single\ncheck_single('fork')\n"
@@ -49,7 +49,7 @@ def unchecked_forks(source: str) -> list[str]:
     """The functions that call fork(2) by way of ``os.fork`` and do not call ``check_single``."""
     return [
         function.name
-        for function in ast.walk(ast.parse(source))
+        for function in ast.walk(parsed(source))
         if isinstance(function, ast.FunctionDef)
         and "os.fork"
         in (called := {ast.unparse(each.func) for each in ast.walk(function) if isinstance(each, ast.Call)})
@@ -61,12 +61,9 @@ CHECKED_OTHERWISE = {"platforms/probe.py": ["_trace_another", "_in_child", "_run
 """Their children take no lock: they make system calls, or execute a program."""
 
 
-@pytest.mark.parametrize("room", ["platforms", "executor", "orchestrator"])
-def test_whoever_forks_has_a_single_thread(room: str) -> None:
+def test_whoever_forks_has_a_single_thread() -> None:
     """``syscalls.fork``, which makes namespaces too, looks itself."""
-    found = {str(path.relative_to(ROOT)): unchecked_forks(path.read_text()) for path in (ROOT / room).rglob("*.py")}
-    unchecked = {name: functions for name, functions in found.items() if functions}
-    assert unchecked == {name: found for name, found in CHECKED_OTHERWISE.items() if name.startswith(f"{room}/")}
+    assert violations(lambda _, source: unchecked_forks(source)) == CHECKED_OTHERWISE
 
 
 def test_the_rule_of_forks_blames_what_it_should() -> None:
