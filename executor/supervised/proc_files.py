@@ -32,7 +32,7 @@ PROCESS_FILES: Final = frozenset(
     smaps_rollup stack stat statm status syscall timers timerslack_ns uid_map wchan""".split()
 )
 _WRITABLE: Final = frozenset(b"clear_refs comm coredump_filter mem oom_adj oom_score_adj timerslack_ns".split())
-_MAGIC: Final = (b"cwd", b"exe", b"root")
+MAGIC_LINKS: Final = (b"cwd", b"exe", b"root")
 MACHINE_FILES: Final = frozenset(
     b"""buddyinfo cmdline cpuinfo crypto devices diskstats filesystems loadavg meminfo misc modules partitions stat
     swaps uptime version vmstat zoneinfo""".split()
@@ -42,6 +42,17 @@ _TREES: Final = (b"sys",)
 _MADE_UP: Final = (b"mounts", b"mountinfo", b"mountstats")
 _UNREACHABLE: Final = b"("
 """Begins the text of a link to what is outside of the supervisor's root (d_path in fs/d_path.c of Linux)."""
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """What the kernel checks the permissions of a file with (credentials(7))."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+ROOT: Final = Identity(0, 0)
 
 
 class File(msgspec.Struct, frozen=True):
@@ -127,6 +138,11 @@ class ProcFiles:
         real, effective, saved, _ = map(int, self._line(thread, b"Uid:"))
         return real, effective, saved
 
+    def identity(self, thread: int) -> Identity:
+        """Return what ``thread`` accesses files as: the last ids of its status, and its groups."""
+        uids, gids, groups = self._lines(thread, (b"Uid:", b"Gid:", b"Groups:"))
+        return Identity(int(uids[3]), int(gids[3]), tuple(map(int, groups)))
+
     def group(self, number: int) -> int:
         """Return the process group of the process ``number``; 0 if it has ended."""
         with contextlib.suppress(OSError):
@@ -156,12 +172,15 @@ class ProcFiles:
         return self._line(thread, field)[0]
 
     def _line(self, thread: int, field: bytes) -> list[bytes]:
-        """Return the words of a ``field`` (proc_pid_status(5))."""
+        return self._lines(thread, (field,))[0]
+
+    def _lines(self, thread: int, fields: tuple[bytes, ...]) -> list[list[bytes]]:
+        """Return the words of each of ``fields``, in the order of the file (proc_pid_status(5))."""
         with open(os.open(b"%d/status" % thread, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc), "rb") as file:
-            for line in file:
-                if line.startswith(field):
-                    return line.split()[1:]
-        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it is about to end
+            found = [line.split()[1:] for line in file if line.startswith(fields)]
+        if len(found) < len(fields):
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it is about to end
+        return found
 
     @contextmanager
     def _process(self, number: int, *, known: bool) -> Iterator[int]:
@@ -239,13 +258,13 @@ class ProcFiles:
         """Return what is at ``path`` in the directory ``at`` of a process or thread."""
         first, _, rest = path.partition(b"/")
         if not first:
-            links = (*_MAGIC, *_MADE_UP)
+            links = (*MAGIC_LINKS, *_MADE_UP)
             return ProcDirectory(at, b".", (*PROCESS_FILES, *links), (b"fd", b"fdinfo", b"net", b"task"))
         if first in PROCESS_FILES and not rest:
             return File(at, first, writable=first in _WRITABLE)
         if first in _MADE_UP and not rest:
             return MadeUp(first)
-        if first in _MAGIC:
+        if first in MAGIC_LINKS:
             return MagicLink(at, first, rest)
         if first == b"net":
             return self._tree(b"%d/net" % number, rest)
@@ -297,7 +316,7 @@ def open_magic(node: MagicLink, flags: int) -> int:
     What a process has open can come from outside: a device or, for reading, a file. Never a directory.
     """
     outside = os.readlink(node.name, dir_fd=node.at).startswith(_UNREACHABLE)
-    if outside and (node.rest or node.name in _MAGIC):
+    if outside and (node.rest or node.name in MAGIC_LINKS):
         _refused()
     flags = flags & _KEPT_FLAGS | os.O_CLOEXEC
     if outside:  # O_RDONLY does not keep the kernel from truncating a file
@@ -320,7 +339,7 @@ def open_magic(node: MagicLink, flags: int) -> int:
 def read_magic(node: MagicLink) -> bytes:
     """Return the text of ``node``. Raises OSError."""
     text = os.readlink(node.name, dir_fd=node.at)
-    if text.startswith(_UNREACHABLE) and (node.rest or node.name in _MAGIC):
+    if text.startswith(_UNREACHABLE) and (node.rest or node.name in MAGIC_LINKS):
         _refused()
     if not node.rest:
         return text.partition(b")")[2] if text.startswith(_UNREACHABLE) else text

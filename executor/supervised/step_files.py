@@ -25,6 +25,8 @@ from executor.sandbox.step_process import RefusedError, hosts_file, normal_targe
 from executor.supervised.made_devices import MadeDevices
 from executor.supervised.mount_table import mount_table
 from executor.supervised.placements import PlacedFiles, make_directory
+from executor.supervised.proc_files import MACHINE_FILES, MAGIC_LINKS, PROCESS_FILES
+from executor.supervised.tree_copies import copy_tree
 from platforms import syscalls
 
 if TYPE_CHECKING:
@@ -38,6 +40,12 @@ _DEV_LINKS: Final = (
     ("core", "/proc/kcore"),
     ("ptmx", "pts/ptmx"),
 )
+_PROC_DIRECTORIES: Final = ("self", "self/fd", "self/fdinfo", "self/net", "self/task", "thread-self", "net", "sys")
+_PROC_FILES: Final = (
+    *map(os.fsdecode, sorted(MACHINE_FILES)),
+    *(f"self/{os.fsdecode(each)}" for each in sorted({*PROCESS_FILES, *MAGIC_LINKS, b"mountstats"})),
+)
+"""Names of files that a step finds in /proc before it has listed a directory there."""
 _OPEN_TO_ALL: Final = 0o1777
 _RETRY: Final = 0.02
 """Seconds between attempts to get a cache directory that another step has."""
@@ -65,9 +73,11 @@ def put_all(placements: PlacedFiles, spec: Spec, cancelled: Callable[[], bool], 
     table = mount_table(spec)
     system: dict[str, Callable[[PlacedFiles, Answered], None]] = {
         "/proc": partial(_put_proc, table),
-        "/dev": partial(_put_dev, emulator),
+        "/dev": _put_dev,
         "/sys": _put_sys,
     }
+    if emulator:
+        system[emulator_path(emulator)] = partial(_put_emulator, emulator)
     files = {"/etc/resolv.conf": network.resolv_conf(isolated=False), "/etc/hosts": hosts_file(spec)}
     wanted = {normal_target(mount.target): mount for mount in spec.mounts}
     if "/" in wanted:
@@ -119,7 +129,12 @@ def _put_mount(placements: PlacedFiles, mount: Mount, answered: Answered) -> Non
         case Bind():
             if not os.path.lexists(mount.source):  # lost with the step that had it
                 make_directory(mount.source, 0o755, mount.owner)
-            placements.put(mount.source, mount.target, home=mount.source)
+            if mount.readonly:
+                draft = placements.draft()
+                copy_tree(mount.source, draft)
+                placements.put(draft, mount.target)
+            else:
+                placements.put(mount.source, mount.target, home=mount.source)
         case BindFd():
             placements.put(_path_of(mount), mount.target)
         case Tmpfs():
@@ -167,8 +182,10 @@ def _file(placements: PlacedFiles, data: bytes, mode: int, owner: tuple[int, int
 
 def _put_proc(table: tuple[bytes, bytes], placements: PlacedFiles, answered: Answered) -> None:
     draft = placements.draft()
-    for directory in (draft, f"{draft}/self", f"{draft}/self/fd", f"{draft}/sys"):
+    for directory in (draft, *(f"{draft}/{each}" for each in _PROC_DIRECTORIES)):
         make_directory(directory, 0o755, (0, 0))
+    for name in _PROC_FILES:  # for lstat(2), which the kernel executes
+        os.mknod(f"{draft}/{name}", stat.S_IFREG | 0o444)
     for name, data in zip(("mounts", "mountinfo"), table, strict=True):
         with open(f"{draft}/self/{name}", "wb") as file:
             file.write(data)
@@ -186,11 +203,17 @@ def emulator_path(emulator: str) -> str:
     return f"/dev/.{os.path.basename(emulator)}"
 
 
-def _put_dev(emulator: str, placements: PlacedFiles, answered: Answered) -> None:
+def _put_emulator(emulator: str, placements: PlacedFiles, answered: Answered) -> None:
+    """Put the emulator where it is, whatever else is mounted on /dev."""
+    del answered
+    draft = placements.draft()
+    _copy_program(emulator, draft)
+    placements.put(draft, emulator_path(emulator))
+
+
+def _put_dev(placements: PlacedFiles, answered: Answered) -> None:
     draft = placements.draft()
     make_directory(draft, 0o755, (0, 0))
-    if emulator:
-        _copy_program(emulator, f"{draft}/{os.path.basename(emulator_path(emulator))}")
     for name in DEVICE_NAMES:
         _make_device(f"{draft}/{name}", os.stat(f"/dev/{name}"))
         if not _opens(f"{draft}/{name}"):  # a volume that is mounted with nodev, or a user namespace
