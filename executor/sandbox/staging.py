@@ -113,6 +113,11 @@ def offer_emulator(path: str) -> str:
     return f"/dev/{_HIDDEN}{name}"
 
 
+def emulators() -> dict[str, str]:
+    """Return the programs that were offered, by their paths in the roots of steps."""
+    return {f"/dev/{_HIDDEN}{name}": f"{EMULATORS}/{name}" for name in os.listdir(EMULATORS)}
+
+
 def preflight() -> None:
     """Try what steps need and ``set_up`` does not: an overlay, and a /proc. Raises OSError.
 

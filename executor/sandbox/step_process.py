@@ -288,6 +288,9 @@ def _placements(spec: Spec, own_network: bool) -> list[tuple[str, _Attach]]:
             raise RefusedError(NOT_SET_UP, "cannot mount over the root directory")
         placements.pop(target, None)
         placements[target] = _attaching(mount)
+        if target == "/dev":  # which hides the programs that are there
+            for path, program in staging.emulators().items():
+                placements[path] = _attaching(Bind(program, path, readonly=True))
     return sorted(placements.items(), key=lambda each: each[0].count("/"))
 
 

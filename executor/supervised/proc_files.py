@@ -44,17 +44,6 @@ _UNREACHABLE: Final = b"("
 """Begins the text of a link to what is outside of the supervisor's root (d_path in fs/d_path.c of Linux)."""
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """What the kernel checks the permissions of a file with (credentials(7))."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...] = ()
-
-
-ROOT: Final = Identity(0, 0)
-
-
 class File(msgspec.Struct, frozen=True):
     """A file of the kernel's /proc: ``name`` in the directory ``at``."""
 
@@ -138,11 +127,6 @@ class ProcFiles:
         real, effective, saved, _ = map(int, self._line(thread, b"Uid:"))
         return real, effective, saved
 
-    def identity(self, thread: int) -> Identity:
-        """Return what ``thread`` accesses files as: the last ids of its status, and its groups."""
-        uids, gids, groups = self._lines(thread, (b"Uid:", b"Gid:", b"Groups:"))
-        return Identity(int(uids[3]), int(gids[3]), tuple(map(int, groups)))
-
     def group(self, number: int) -> int:
         """Return the process group of the process ``number``; 0 if it has ended."""
         with contextlib.suppress(OSError):
@@ -172,15 +156,12 @@ class ProcFiles:
         return self._line(thread, field)[0]
 
     def _line(self, thread: int, field: bytes) -> list[bytes]:
-        return self._lines(thread, (field,))[0]
-
-    def _lines(self, thread: int, fields: tuple[bytes, ...]) -> list[list[bytes]]:
-        """Return the words of each of ``fields``, in the order of the file (proc_pid_status(5))."""
+        """Return the words of a ``field`` (proc_pid_status(5))."""
         with open(os.open(b"%d/status" % thread, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc), "rb") as file:
-            found = [line.split()[1:] for line in file if line.startswith(fields)]
-        if len(found) < len(fields):
-            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it is about to end
-        return found
+            for line in file:
+                if line.startswith(field):
+                    return line.split()[1:]
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))  # it is about to end
 
     @contextmanager
     def _process(self, number: int, *, known: bool) -> Iterator[int]:

@@ -27,7 +27,7 @@ from executor.snapshotter.records import DeviceNumber
 from executor.supervised import chroot_calls, proc_files
 from executor.supervised.answered_calls import ACCESSING, OPENING
 from executor.supervised.directories import DirectoryLists
-from executor.supervised.proc_files import ROOT, File, Identity, MadeUp, MagicLink, ProcFiles, ProcLink
+from executor.supervised.proc_files import File, MadeUp, MagicLink, ProcFiles, ProcLink
 from executor.supervised.signals import StepSignals
 from platforms import syscalls
 
@@ -44,8 +44,6 @@ _OPEN_HOW: Final = struct.Struct("=QQQ")  # flags, mode, resolve
 _NAME_SIZE: Final = 65
 """Bytes of each member of ``struct utsname`` (uname(2))."""
 _STREAMS: Final = {b"/dev/stdin": b"self/fd/0", b"/dev/stdout": b"self/fd/1", b"/dev/stderr": b"self/fd/2"}
-_ANSWERED: Final = (b"/dev/fd", b"/dev/pts/", b"/dev/ptmx")
-"""The beginnings of other names below /dev that stand for files of another place."""
 _PLACES: Final = (b"/proc/", b"/dev/", b"/sys/")
 _TOPS: Final = (b"/proc", b"/sys")
 _PATH_MAX: Final = 4096
@@ -77,7 +75,7 @@ class Supervisor:
         self._answered = answered
         self._lists = DirectoryLists(answered.proc)
         self._hostname = hostname
-        self._identity = ROOT
+        self._ids = (0, 0)
         self._handlers: dict[str, Callable[[SystemCall], bool]] = {
             name: handler
             for rows, handler in (
@@ -105,7 +103,7 @@ class Supervisor:
             except (ValueError, OverflowError, struct.error):  # a number that does not fit
                 self._listener.answer(call, error=errno.EINVAL)
             finally:
-                self._act_as(ROOT)
+                self._take_ids(0, 0)
 
     # -- handlers: return True if the call was answered, False to leave it to the kernel; raise OSError for its errno --
 
@@ -168,7 +166,7 @@ class Supervisor:
         if fd < 0:
             return False
         try:
-            self._act_as_caller(call)
+            self._take_ids_of(call)
             if not os.access(b"self/fd/%d" % fd, wanted & 7, dir_fd=self._outside.proc, effective_ids=True):
                 raise OSError(errno.EACCES, "")
         finally:
@@ -273,12 +271,12 @@ class Supervisor:
                 return None
             link = b"%d/cwd" % call.pid if base == _AT_FDCWD else b"%d/fd/%d" % (call.pid, base)
             try:
-                self._act_as_owner(call)
+                self._take_ids_of(call)
                 start = os.readlink(link, dir_fd=self._outside.proc)
             except OSError:
                 return None
             finally:
-                self._act_as(ROOT)
+                self._take_ids(0, 0)
             if start[:1] != b"/":
                 return None
             path = start + b"/" + path
@@ -313,9 +311,7 @@ class Supervisor:
 
     def _opened(self, call: SystemCall, path: bytes, flags: int) -> int:
         """Return a descriptor of the file that ``path`` stands for; -1 if it is one of the root. Raises OSError."""
-        if path.startswith(b"/dev/") and not self._stands(path):
-            return -1
-        self._act_as_caller(call)
+        self._take_ids_of(call)
         flags &= ~os.O_CLOEXEC
         if path.startswith(b"secret/"):
             held = self._answered.secrets[int(path[7:])]
@@ -327,10 +323,6 @@ class Supervisor:
         if path.startswith(b"/dev/"):
             return self._open_dev(call, path, flags)
         return self._open_proc(call, path[6:], flags, _LINKS)
-
-    def _stands(self, path: bytes) -> bool:
-        """Whether ``path``, below /dev, can stand for a file of another place."""
-        return path in _STREAMS or path.startswith(_ANSWERED) or path in self._answered.names.values()
 
     def _open_proc(self, call: SystemCall, path: bytes, flags: int, links: int) -> int:
         with self._proc.found(call.pid, path.rstrip(b"/")) as node:
@@ -351,7 +343,7 @@ class Supervisor:
                 case _:
                     if flags & os.O_ACCMODE != os.O_RDONLY:
                         raise OSError(errno.EISDIR, "")
-                    self._act_as(ROOT)
+                    self._take_ids(0, 0)
                     place = path.rstrip(b"/")
                     first, slash, rest = place.partition(b"/")
                     own = b"%d" % self._proc.process(call.pid)
@@ -410,7 +402,7 @@ class Supervisor:
 
     def _text(self, call: SystemCall, path: bytes) -> bytes | None:
         """Return the text of the link ``path``; None if it is one of the root."""
-        self._act_as_caller(call)
+        self._take_ids_of(call)
         if path.startswith(b"/dev/fd/"):
             path = b"/proc/self" + path[4:]
         if path.startswith(b"/sys/"):
@@ -429,9 +421,7 @@ class Supervisor:
 
     def _placed(self, call: SystemCall, path: bytes, *, follow: bool) -> int:
         """Return an O_PATH descriptor of what ``path`` stands for; -1 if it is a file of the root. Raises OSError."""
-        if path.startswith(b"/dev/") and not self._stands(path):
-            return -1
-        self._act_as_caller(call)
+        self._take_ids_of(call)
         if path.startswith(b"/sys/"):
             return syscalls.openat2(self._outside.sys, os.fsdecode(path[5:]) or ".", _PATH, resolve=syscalls.BENEATH)
         if path.startswith(b"/dev/"):
@@ -471,29 +461,22 @@ class Supervisor:
 
     # -- the caller's rights and memory
 
-    def _act_as_caller(self, call: SystemCall) -> None:
-        """Open files with the caller's ids, which its status has.
+    def _take_ids_of(self, call: SystemCall) -> None:
+        """Access files with the caller's ids: those of its directory in /proc, whose owner is its effective user also
+        when the process cannot be traced (task_dump_owner in fs/proc/base.c of Linux).
 
-        The owner of its directory in /proc does not tell them: it is root when the process cannot be traced
-        (PR_SET_DUMPABLE), which every process can ask for at any moment.
-        """
-        self._act_as(self._proc.identity(call.pid))
-
-    def _act_as_owner(self, call: SystemCall) -> None:
-        """Read what only who may trace the caller reads, and opens nothing by: its memory, and the paths of its links.
-
-        A process that is not its own user's any more, as it has not executed a program since, is root's in /proc; its
-        memory is no supervisor's to read.
+        The files in it are root's then. So is the memory of a process that has changed its user and not executed a
+        program since; it is no supervisor's to read.
         """
         found = os.stat(b"%d" % call.pid, dir_fd=self._outside.proc)
-        self._act_as(Identity(found.st_uid, found.st_gid, (found.st_gid,) if found.st_uid else ()))
+        self._take_ids(found.st_uid, found.st_gid)
 
-    def _act_as(self, identity: Identity) -> None:
-        if self._identity != identity:
+    def _take_ids(self, uid: int, gid: int) -> None:
+        if self._ids != (uid, gid):
             syscalls.set_fs_ids(0, 0)
-            os.setgroups(identity.groups)
-            syscalls.set_fs_ids(identity.uid, identity.gid)
-            self._identity = identity
+            os.setgroups([] if not uid else [gid])
+            syscalls.set_fs_ids(uid, gid)
+            self._ids = (uid, gid)
 
     def _string(self, call: SystemCall, address: int) -> bytes:
         try:
@@ -522,7 +505,7 @@ class Supervisor:
             os.close(memory)
 
     def _write(self, call: SystemCall, address: int, data: bytes) -> None:
-        self._act_as(ROOT)
+        self._take_ids(0, 0)
         try:
             self._listener.write(call, address, data)
         except PermissionError:
@@ -534,11 +517,11 @@ class Supervisor:
                 os.close(memory)
 
     def _memory(self, call: SystemCall, flags: int) -> int:
-        self._act_as_owner(call)
+        self._take_ids_of(call)
         try:
             return os.open(b"%d/mem" % call.pid, flags | os.O_CLOEXEC, dir_fd=self._outside.proc)
         finally:
-            self._act_as(ROOT)
+            self._take_ids(0, 0)
 
 
 def _only_read(at: int, name: bytes, flags: int) -> int:

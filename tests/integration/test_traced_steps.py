@@ -16,7 +16,7 @@ import pytest
 from ordinary_user import User
 from sandbox_process import QEMU, Done, SandboxProcess, opened
 
-from executor.sandbox import Bind
+from executor.sandbox import Bind, Tmpfs
 from platforms import elf
 from platforms.emulation import Emulation, EmulationMode
 
@@ -123,6 +123,12 @@ def test_job_control(sandbox: SandboxProcess, layer: str) -> None:
         """,
     )
     assert done.out.split() == ["trapped", "stopped", "continued", "143"], done.err
+
+
+@pytest.mark.parametrize("target", ["/dev", "/dev/pts"])
+def test_a_mount_on_dev_does_not_hide_the_emulator(sandbox: SandboxProcess, layer: str, target: str) -> None:
+    done = shell(sandbox, layer, f"/bin/echo run; /bin/true >{target}/x", mounts=(Tmpfs(target),))
+    assert (done.out, done.ended.code, done.err) == ("run\n", 0, "")
 
 
 def test_other_users(sandbox: SandboxProcess, layer: str) -> None:

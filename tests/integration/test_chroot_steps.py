@@ -1,0 +1,100 @@
+"""What steps in a chroot find in place of mounts and of /proc (mode ``chroot``)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from sandbox_process import Inside, SandboxProcess, listing
+
+from executor.sandbox import Bind
+from executor.supervised.tree_copies import copy_tree
+from platforms import syscalls
+
+
+def _cache(inside: Inside, files: dict[str, str]) -> str:
+    cache = inside.fresh("fs")
+    for name, text in files.items():
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_text(text)
+    os.chown(cache / next(iter(files)), 5, 6)
+    return str(cache)
+
+
+def test_what_is_written_to_a_read_only_cache_is_discarded(chroot_sandbox: SandboxProcess) -> None:
+    cache = Path(chroot_sandbox.call(_cache, {"kept": "kept\n", "below/other": "other"}))
+    before = listing(str(cache)), (cache / "kept").stat().st_ino
+    done = chroot_sandbox.run(
+        "cat /cache/kept; stat -c %u:%g /cache/kept; echo more >>/cache/kept; rm -r /cache/below; touch /cache/new;"
+        "ln /cache/kept /linked; mv /cache /moved",
+        mounts=(Bind(str(cache), "/cache", readonly=True),),
+    )
+    assert (done.out, done.ended.code) == ("kept\n5:6\n", 0)
+    assert (listing(str(cache)), (cache / "kept").stat().st_ino) == before
+    assert (cache / "kept").read_text() == "kept\n"
+
+
+def test_files_of_proc_are_there_before_they_are_listed(chroot_sandbox: SandboxProcess) -> None:
+    """lstat(2) is executed by the kernel, in the step's root."""
+    names = "/proc/meminfo /proc/self/exe /proc/self/status /proc/self/fdinfo /proc/self/cwd /proc/net /proc/self/task"
+    done = chroot_sandbox.run(f"ls -d {names} && ls -l /proc/self/exe >/dev/null")
+    assert (sorted(done.out.split()), done.err) == (sorted(names.split()), "")
+
+
+def test_who_cannot_be_traced_is_not_taken_for_root() -> None:
+    """The supervisor opens files as the owner of the caller's directory in /proc: the kernel keeps that the effective
+    user, although the files in it become root's (prctl(2), PR_SET_DUMPABLE)."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    held, release = os.pipe()
+    said, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(release)
+        os.setresgid(6, 6, 6)
+        os.setresuid(5, 5, 5)
+        syscalls.set_dumpable(False)
+        os.write(say, b"ready")
+        os.read(held, 1)
+        os._exit(0)
+    os.close(say)
+    try:
+        assert os.read(said, 5) == b"ready"
+        owners = [(each.st_uid, each.st_gid) for each in map(os.stat, (f"/proc/{child}", f"/proc/{child}/mem"))]
+    finally:
+        os.close(release)
+        os.waitpid(child, 0)
+    assert owners == [(5, 6), (0, 0)]
+
+
+def test_a_copy_of_a_tree_has_all_but_sockets_and_devices(tmp_path: Path) -> None:
+    """Links are not followed, and are as many files as names."""
+    source = tmp_path / "source"
+    deep = source / "/".join(["d"] * 40)
+    deep.mkdir(parents=True)
+    (deep / "file").write_bytes(b"x" * 3_000_000)
+    (deep / "file").chmod(0o4711)
+    os.utime(deep / "file", ns=(1, 2))
+    (source / "second").hardlink_to(deep / "file")
+    (source / "link").symlink_to(tmp_path)
+    os.mkfifo(source / "pipe", 0o640)
+    if os.geteuid() == 0:
+        os.chown(deep / "file", 5, 6)
+        os.chmod(deep / "file", 0o4711)
+        os.mknod(source / "disk", 0o60600, os.makedev(7, 0))
+        os.mknod(source / "null", 0o20666, os.makedev(1, 3))
+    os.utime(source / "d", ns=(3, 4))
+    before = listing(str(source))
+    copy_tree(str(source), str(tmp_path / "copy"))
+    before.pop("disk", None)
+    assert listing(str(tmp_path / "copy")) == before
+    copied = tmp_path / "copy" / deep.relative_to(source) / "file"
+    assert copied.read_bytes() == (deep / "file").read_bytes()
+    assert _kept(copied) == _kept(deep / "file")
+    assert (copied.stat().st_nlink, (tmp_path / "copy/d").stat().st_mtime_ns) == (1, 4)
+
+
+def _kept(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns
