@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,44 +15,22 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import perl_steps
 import pytest
-from sandbox_process import Done, Inside, Node, SandboxProcess
+from sandbox_process import Done, Inside, SandboxProcess
 
-PERL = shutil.which("perl") or ""
-_GENERIC = {
-    "openat": 56, "chroot": 51, "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "kill": 129,
-    "tgkill": 131, "rt_sigqueueinfo": 138, "prlimit64": 261, "sched_setaffinity": 122, "setpriority": 140,
-    "mknodat": 33, "fchdir": 50, "chdir": 49, "newfstatat": 79, "fchmodat": 53, "fcntl": 25,
-}  # fmt: skip
-NUMBERS = {
-    "x86_64": {
-        "openat": 257, "chroot": 161, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "kill": 62,
-        "tgkill": 234, "rt_sigqueueinfo": 129, "prlimit64": 302, "sched_setaffinity": 203, "setpriority": 141,
-        "mknodat": 259, "fchdir": 81, "chdir": 80, "newfstatat": 262, "fchmodat": 268, "fcntl": 72,
-    },
-    "aarch64": _GENERIC,
-}.get(os.uname().machine, {})  # fmt: skip
-"""System calls that perl does not have."""
-
-pytestmark = [
-    pytest.mark.skipif(not PERL, reason="no perl (Debian: perl-base)"),
-    pytest.mark.skipif(not NUMBERS, reason="system call numbers of this machine are not known here"),
-]
+pytestmark = perl_steps.NEEDED
 
 
 @pytest.fixture(scope="module")
 def perl(chroot_sandbox: SandboxProcess) -> str:
     """A layer with perl, which makes any system call."""
-    libraries = subprocess.run(["ldd", PERL], check=True, capture_output=True, text=True).stdout
-    nodes: dict[str, Node] = {"bin/perl": ("x", "755", PERL)}
-    for path in re.findall(r"(/\S+)", libraries):
-        nodes[path[1:]] = ("x", "755", path)
-    return chroot_sandbox.plant(nodes)
+    return perl_steps.layer(chroot_sandbox)
 
 
 def attack(sandbox: SandboxProcess, perl: str, script: str, values: Mapping[str, object] = {}, **spec: object) -> Done:
     """Run a perl script in a step. ``sys("name", …)`` makes a system call and prints its name and errno."""
-    numbers = ", ".join(f"{name} => {number}" for name, number in NUMBERS.items())
+    numbers = ", ".join(f"{name} => {number}" for name, number in perl_steps.NUMBERS.items())
     given = "".join(f'my ${name} = "{value}"; ' for name, value in values.items())
     head = f"$| = 1; my %n = ({numbers}); {given}" + (
         "sub sys { my $name = shift; $! = 0; my @given = @_; my $got = syscall($n{$name} // $name, @given);"

@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import perl_steps
 import pytest
-from sandbox_process import Done, Inside, Node, SandboxProcess
+from sandbox_process import Done, Inside, SandboxProcess
 
 from executor.sandbox.spec import Bind
 
-PERL = shutil.which("perl") or ""
-NUMBERS = {
-    "x86_64": {
-        "openat": 257, "openat2": 437, "fchdir": 81, "linkat": 265, "ptrace": 101, "process_vm_readv": 310, "kill": 62,
-        "tgkill": 234, "rt_sigqueueinfo": 129, "pidfd_open": 434, "prlimit64": 302, "sched_setaffinity": 203,
-        "setpriority": 141, "fcntl": 72, "mknodat": 259, "mount": 165, "unshare": 272, "setns": 308, "chroot": 161,
-        "pivot_root": 155, "open_by_handle_at": 304, "name_to_handle_at": 303, "io_uring_setup": 425,
-        "open_tree": 428, "userfaultfd": 323, "kcmp": 312, "inotify_add_watch": 254, "setxattrat": 463, "nosuch": 999,
-        "truncate": 76, "setxattr": 188, "clone": 56, "readlinkat": 267,
-    },
-    "aarch64": {
-        "openat": 56, "openat2": 437, "fchdir": 50, "linkat": 37, "ptrace": 117, "process_vm_readv": 270, "kill": 129,
-        "tgkill": 131, "rt_sigqueueinfo": 138, "pidfd_open": 434, "prlimit64": 261, "sched_setaffinity": 122,
-        "setpriority": 140, "fcntl": 25, "mknodat": 33, "mount": 40, "unshare": 97, "setns": 268, "chroot": 51,
-        "pivot_root": 41, "open_by_handle_at": 265, "name_to_handle_at": 264, "io_uring_setup": 425,
-        "open_tree": 428, "userfaultfd": 282, "kcmp": 272, "inotify_add_watch": 27, "setxattrat": 463, "nosuch": 999,
-        "truncate": 45, "setxattr": 5, "clone": 220, "readlinkat": 78,
-    },
-}.get(os.uname().machine, {})  # fmt: skip
-
-pytestmark = [
-    pytest.mark.skipif(not PERL, reason="no perl (Debian: perl-base)"),
-    pytest.mark.skipif(not NUMBERS, reason="system call numbers of this machine are not known here"),
-]
+pytestmark = perl_steps.NEEDED
 
 SECRET = "token-of-the-executor"
 
@@ -47,11 +22,7 @@ SECRET = "token-of-the-executor"
 @pytest.fixture(scope="module")
 def perl(answered_sandbox: SandboxProcess) -> str:
     """A layer with perl and its modules, which makes any system call."""
-    libraries = subprocess.run(["ldd", PERL], check=True, capture_output=True, text=True).stdout
-    nodes: dict[str, Node] = {"bin/perl": ("x", "755", PERL)}
-    for path in re.findall(r"(/\S+)", libraries):
-        nodes[path[1:]] = ("x", "755", path)
-    return answered_sandbox.plant(nodes)
+    return perl_steps.layer(answered_sandbox)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +50,7 @@ def _fresh(inside: Inside, name: str) -> str:
 
 def attack(sandbox: SandboxProcess, perl: str, script: str, values: Mapping[str, object] = {}, **spec: object) -> Done:
     """Run a perl script in a step. ``sys("name", …)`` makes a system call and prints its name and errno, or "done"."""
-    numbers = ", ".join(f"{name} => {number}" for name, number in NUMBERS.items())
+    numbers = ", ".join(f"{name} => {number}" for name, number in perl_steps.NUMBERS.items())
     given = "".join(f'my ${name} = "{value}"; ' for name, value in values.items())
     head = f"$| = 1; my %n = ({numbers}); {given}" + (
         "sub sys { my $name = shift; $! = 0; my @given = @_; my $got = syscall($n{$name}, @given);"
@@ -308,7 +279,7 @@ def test_who_is_killed_while_it_waits_for_a_pipe_leaves_no_process(answered_sand
     select(undef, undef, undef, 0.3); kill 9, @all; waitpid($_, 0) for @all;
     print "ready\n"; sleep 2;
     """
-    numbers = ", ".join(f"{name} => {number}" for name, number in NUMBERS.items())
+    numbers = ", ".join(f"{name} => {number}" for name, number in perl_steps.NUMBERS.items())
     argv = ("/bin/perl", "-e", f"my %n = ({numbers}); {script}")
     answered_sandbox.begin(answered_sandbox.spec(*argv, layers=(perl, answered_sandbox.busybox)), "ready")
     assert answered_sandbox.call(_processes, "kanifold-calls", 1) == 1
