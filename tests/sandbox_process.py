@@ -211,7 +211,7 @@ class Inside:
 
     def leave(self) -> None:
         self.launcher.stop()
-        for path in (each for each in self.base.rglob("*") if each.is_dir() and not each.is_symlink()):
+        for path in (each for each in self.base.rglob("*") if stat.S_ISDIR(each.lstat().st_mode)):
             path.chmod(0o700)
         shutil.rmtree(self.base, ignore_errors=True)
 
@@ -242,10 +242,10 @@ class Inside:
         path = self.fresh("upper")
         for each in reversed(layers):
             subprocess.run(["cp", "-a", "--remove-destination", f"{each}/.", path], check=True)
-            for hidden in [
-                found for found in path.rglob("*") if found.is_char_device() and not os.lstat(found).st_rdev
-            ]:
-                hidden.unlink()  # a whiteout, in the tests of nothing else
+            for found in list(path.rglob("*")):
+                status = found.lstat()
+                if stat.S_ISCHR(status.st_mode) and not status.st_rdev:
+                    found.unlink()  # a whiteout, in the tests of nothing else
         path.chmod(0o755)
         return path
 

@@ -6,6 +6,8 @@ In the root, each of them is covered by an empty file or directory without any p
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -17,7 +19,7 @@ from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, S
 from executor.sandbox.step_process import RefusedError, hosts_file, normal_target
 from executor.snapshotter.records import DeviceNumber
 from executor.supervised.file_metadata import FileMetadata
-from executor.supervised.file_view import MountedFile
+from executor.supervised.file_view import MountedFile, failure
 from executor.supervised.path_calls import DEVICES
 from executor.supervised.step_context import PTS
 from platforms import syscalls
@@ -30,6 +32,7 @@ _LINKS: Final = (
     ("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"), ("core", "/proc/kcore"), ("ptmx", "pts/ptmx"),
 )  # fmt: skip
+_PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_TO_ALL: Final = 0o1777
 _SEALS: Final = 0xF
 """F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE."""
@@ -48,7 +51,8 @@ class AnsweredFiles:
         self._table = table
         self._placements = placements
         self._drafts = 0
-        self._placeholders: list[int] = []
+        self._placeholders: list[tuple[int, int]] = []
+        """Descriptors of what is covered, and the permissions that it gets back."""
 
     def put_all(self, spec: Spec) -> None:
         """Prepare everything that ``spec`` needs. Raises RefusedError."""
@@ -148,7 +152,7 @@ class AnsweredFiles:
         draft = self._placements.draft()
         _make_placeholder(draft, directory=directory)
         self._placements.put(draft, shown)
-        self._note(host)
+        self._note(os.open(host, _PATH), directory=directory)
         return os.fsencode(shown.strip("/"))
 
     def _covering(self, target: str) -> MountedFile | None:
@@ -157,36 +161,37 @@ class AnsweredFiles:
         return max(found, key=lambda each: len(each.target), default=None)
 
     def _cover_within(self, above: MountedFile, target: str, *, directory: bool) -> bytes:
+        """As ``_cover``, in the mount ``above``, whose names other steps may exchange meanwhile: no link is followed."""
         *parts, name = target.removeprefix(f"/{os.fsdecode(above.target)}/").split("/")
-        here = os.fsdecode(above.source)
-        for part in parts:
-            here = f"{here}/{part}"
-            if not os.path.isdir(here):
-                os.mkdir(here)
-                os.chmod(here, 0o755)
-            if os.path.islink(here):
-                raise NotADirectoryError(20, os.strerror(20))
-        host = f"{here}/{name}"
-        if os.path.lexists(host):
-            if directory:
-                os.rmdir(host)
-            else:
-                os.unlink(host)
-        _make_placeholder(host, directory=directory)
-        self._note(host)
+        here = os.dup(above.fd)
+        try:
+            for part in parts:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=here)
+                below = os.open(part, _PATH | os.O_DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = below
+            with contextlib.suppress(FileExistsError):
+                _make_placeholder(name, directory=directory, dir_fd=here)
+            self._note(os.open(name, _PATH, dir_fd=here), directory=directory)
+        finally:
+            os.close(here)
         return os.fsencode(target.strip("/"))
 
-    def _note(self, host: str) -> None:
-        fd = os.open(host, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        os.chmod(f"/proc/self/fd/{fd}", 0)
+    def _note(self, fd: int, *, directory: bool) -> None:
+        """Let the file or directory ``fd`` be covered, and close it in ``uncover``. Raises OSError if it is none."""
         status = os.fstat(fd)
+        self._placeholders.append((fd, stat.S_IMODE(status.st_mode) | stat.S_IRWXU))
+        if stat.S_ISLNK(status.st_mode) or stat.S_ISDIR(status.st_mode) is not directory:
+            raise failure(errno.ENOTDIR if directory else errno.EISDIR)
+        os.chmod(f"/proc/self/fd/{fd}", 0)
         self.covered.add((status.st_dev, status.st_ino))
-        self._placeholders.append(fd)
 
     def uncover(self) -> None:
-        """Let placeholders be moved again: a directory without permissions cannot be."""
-        for fd in self._placeholders:
-            os.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
+        """Give what was covered its permissions again; a directory without any could not be moved."""
+        for fd, mode in self._placeholders:
+            with contextlib.suppress(OSError):  # a link, which was not covered
+                os.chmod(f"/proc/self/fd/{fd}", mode)
             os.close(fd)
 
     # -- /proc, /dev, /sys ---------------------------------------------------------------------------------------------
@@ -219,9 +224,8 @@ class AnsweredFiles:
         self._attach(f"{target}/pts", pts)
 
 
-def _make_placeholder(path: str, *, directory: bool) -> None:
+def _make_placeholder(path: str, *, directory: bool, dir_fd: int | None = None) -> None:
     if directory:
-        os.mkdir(path)
+        os.mkdir(path, 0o755, dir_fd=dir_fd)
     else:
-        with open(path, "xb"):
-            pass
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=dir_fd))
