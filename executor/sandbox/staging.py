@@ -51,6 +51,8 @@ CGROUP: Final = "fs/cgroup"
 _OF_SYS: Final = ("sysfs", "cgroup", "cgroup2", "tmpfs", "fuse.lxcfs")
 """File systems that stay visible below /sys. Others report on, and partly control, the whole host: debugfs, tracefs,
 securityfs, pstore …; a new /sys, as other builders mount it, has none of them. LXC corrects values by lxcfs."""
+_ESCAPED: Final = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+"""How mountinfo has what separates its words (proc_pid_mountinfo(5)). No codec is loaded where steps are forked."""
 READONLY: Final = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 """Read-only paths of /proc."""
 
@@ -252,13 +254,28 @@ def mask_sys(path: str) -> None:
 
 def _mask_mounts(path: str) -> None:
     """Cover what else the host has mounted in the /sys at ``path``."""
+    for place in mounted_in(path):
+        cover(EMPTY if os.path.isdir(place) else NULL, place)
+
+
+def mounted_in(path: str) -> list[str]:
+    """Return the mounts in the /sys at ``path`` that steps do not see."""
+    found = []
     with open("/proc/self/mountinfo", "rb") as file:
         lines = [line.split() for line in file]
     for words in lines:  # proc_pid_mountinfo(5)
-        place = words[4].decode("unicode_escape")
+        place = os.fsdecode(words[4])
+        for escaped, meant in _ESCAPED:
+            place = place.replace(escaped, meant)
         kind = words[words.index(b"-") + 1].decode()
         if place.startswith(f"{path}/") and kind not in _OF_SYS:
-            cover(EMPTY if os.path.isdir(place) else NULL, place)
+            found.append(place)
+    return found
+
+
+def hidden_in_sys() -> list[str]:
+    """Return the paths in this machine's /sys that steps do not see."""
+    return [*(f"/sys/{name}" for name in MASKED_SYS), *mounted_in("/sys")]
 
 
 def complete_sys(path: str) -> None:

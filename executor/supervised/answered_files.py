@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from executor.sandbox import network
 from executor.sandbox.report import NOT_SET_UP
 from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, Spec, Tmpfs
+from executor.sandbox.staging import hidden_in_sys
 from executor.sandbox.step_process import RefusedError, hosts_file, normal_target
 from executor.snapshotter.records import DeviceNumber
 from executor.supervised.file_metadata import FileMetadata
@@ -161,7 +162,7 @@ class AnsweredFiles:
         return max(found, key=lambda each: len(each.target), default=None)
 
     def _cover_within(self, above: MountedFile, target: str, *, directory: bool) -> bytes:
-        """As ``_cover``, in the mount ``above``, whose names other steps may exchange meanwhile: no link is followed."""
+        """As ``_cover``, in the mount ``above``. Other steps may exchange names there: no link is followed."""
         *parts, name = target.removeprefix(f"/{os.fsdecode(above.target)}/").split("/")
         here = os.dup(above.fd)
         try:
@@ -202,8 +203,14 @@ class AnsweredFiles:
         self._attach(target, f"{self._place}/proc")
 
     def _sys(self, target: str) -> None:
-        if os.path.isdir("/sys"):
-            self._attach(target, "/sys", readonly=True)
+        if not os.path.isdir("/sys"):
+            return
+        self._attach(target, "/sys", readonly=True)
+        empty = {True: self._directory(0o755), False: self._file(b"")}
+        for path in hidden_in_sys():
+            if os.path.lexists(path):
+                source = os.fsencode(empty[os.path.isdir(path)])
+                self.mounts.append(MountedFile(os.fsencode(path[1:]), source, readonly=True))
 
     def _dev(self, target: str) -> None:
         top, pts = self._directory(0o755), f"{self._place}/{PTS}"

@@ -44,6 +44,7 @@ class MountedFile:
         self.target = target
         self.source = source
         self.fd = os.open(source, _PATH) if fd < 0 else fd
+        self.device = os.fstat(self.fd).st_dev
         self.readonly = readonly
 
 
@@ -67,6 +68,8 @@ class FileView:
         self._by_source = sorted(mounts, key=lambda each: -len(each.source))
         self._covered = covered
         self._proc = proc
+        self._walked_devices = {proc.device, *(each.device for each in mounts if each.target == b"sys")}
+        """Of /proc and /sys, in whose directories the kernel would find what the step does not."""
         self.careful = any(each.readonly for each in mounts)
 
     # -- names of open files -------------------------------------------------------------------------------------------
@@ -131,16 +134,16 @@ class FileView:
         cwd = process.fs.cwd
         start = cwd.fd if base == AT_FDCWD else self.descriptor(process, base)
         try:
-            readonly, of_proc = cwd.readonly, cwd.device == self._proc.device
+            readonly, walked = cwd.readonly, cwd.device in self._walked_devices
             if base != AT_FDCWD:
                 status = os.fstat(start)
                 if not stat.S_ISDIR(status.st_mode):
                     raise failure(errno.ENOTDIR)
-                of_proc = status.st_dev == self._proc.device
-                if self.careful and not of_proc:
+                walked = status.st_dev in self._walked_devices
+                if self.careful and not walked:
                     mount = self.mount_of(start)
                     readonly = mount is not None and mount.readonly
-            if not of_proc:
+            if not walked:
                 try:
                     fd = syscalls.openat2(start, os.fsdecode(path), flags, resolve=syscalls.BENEATH)
                 except OSError as error:

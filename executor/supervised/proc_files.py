@@ -40,8 +40,27 @@ MACHINE_FILES: Final = frozenset(
 """What the kernel tells of the machine, of that which containers are not kept from."""
 _TREES: Final = (b"sys",)
 _MADE_UP: Final = (b"mounts", b"mountinfo", b"mountstats")
-_UNREACHABLE: Final = b"("
-"""Begins the text of a link to what is outside of the supervisor's root (d_path in fs/d_path.c of Linux)."""
+
+
+class OwnMounts(msgspec.Struct, frozen=True):
+    """The numbers of the mounts (statx(2), STATX_MNT_ID) whose files are the step's own.
+
+    The text of a link does not tell: the kernel shows what is outside of a root as if it were below it (d_path).
+    """
+
+    root: int
+    """That of its root."""
+    memory: int
+    """That of files in memory (memfd_create(2)), which are written to unless they are sealed."""
+
+
+def own_mounts() -> OwnMounts:
+    """Return those of a step whose root this process has."""
+    root, memory = os.open("/", _PATH | os.O_DIRECTORY), os.memfd_create("mount")
+    found = OwnMounts(syscalls.mount_id(root), syscalls.mount_id(memory))
+    os.close(root)
+    os.close(memory)
+    return found
 
 
 class File(msgspec.Struct, frozen=True):
@@ -291,44 +310,62 @@ def open_file(node: File, flags: int) -> int:
     return fd
 
 
-def open_magic(node: MagicLink, flags: int) -> int:
+def open_magic(node: MagicLink, flags: int, own: OwnMounts) -> int:
     """Open what ``node`` leads to, in the root of the step, which has to be this process's. Raises OSError.
 
-    What a process has open can come from outside: a device or, for reading, a file. Never a directory.
+    What a process has open can come from outside, such as a file of /proc or /sys that its supervisor has opened for
+    it: then a device, a pipe or, for reading, a file. Never a directory.
     """
-    outside = os.readlink(node.name, dir_fd=node.at).startswith(_UNREACHABLE)
-    if outside and (node.rest or node.name in MAGIC_LINKS):
-        _refused()
     flags = flags & _KEPT_FLAGS | os.O_CLOEXEC
-    if outside:  # O_RDONLY does not keep the kernel from truncating a file
-        flags &= ~os.O_TRUNC
-    base = os.open(node.name, _PATH | os.O_DIRECTORY, dir_fd=node.at) if node.rest else -1
+    truncating, flags = flags & os.O_TRUNC, flags & ~os.O_TRUNC  # which would be done before what is open is known
+    base = _base(node, own)
     try:  # without waiting for the other end of a pipe
         name, at = (node.rest, base) if node.rest else (node.name, node.at)
         fd = os.open(name, flags | os.O_NONBLOCK, dir_fd=at)
     finally:
         if base >= 0:
             os.close(base)
-    mode = os.fstat(fd).st_mode
-    if outside and (stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and flags & os.O_ACCMODE != os.O_RDONLY)):
+    try:
+        mode, mount = os.fstat(fd).st_mode, syscalls.mount_id(fd)
+        if mount != own.root:
+            writing = flags & os.O_ACCMODE != os.O_RDONLY
+            foreign = stat.S_ISREG(mode) and mount != own.memory
+            if stat.S_ISDIR(mode) or node.name in MAGIC_LINKS or (foreign and writing):
+                _refused()
+        if truncating and stat.S_ISREG(mode):
+            os.ftruncate(fd, 0)
+        os.set_blocking(fd, not flags & os.O_NONBLOCK)
+    except OSError:
         os.close(fd)
-        _refused()
-    os.set_blocking(fd, not flags & os.O_NONBLOCK)
+        raise
     return fd
 
 
-def read_magic(node: MagicLink) -> bytes:
+def read_magic(node: MagicLink, own: OwnMounts) -> bytes:
     """Return the text of ``node``. Raises OSError."""
-    text = os.readlink(node.name, dir_fd=node.at)
-    if text.startswith(_UNREACHABLE) and (node.rest or node.name in MAGIC_LINKS):
-        _refused()
     if not node.rest:
-        return text.partition(b")")[2] if text.startswith(_UNREACHABLE) else text
-    base = os.open(node.name, _PATH | os.O_DIRECTORY, dir_fd=node.at)
+        if node.name in MAGIC_LINKS:
+            os.close(_inside(node, own))
+        return os.readlink(node.name, dir_fd=node.at)
+    base = _base(node, own)
     try:
         return os.readlink(node.rest, dir_fd=base)
     finally:
         os.close(base)
+
+
+def _base(node: MagicLink, own: OwnMounts) -> int:
+    """Return an O_PATH descriptor of the directory that the rest of ``node`` begins in; -1 if there is none."""
+    return _inside(node, own) if node.rest else -1
+
+
+def _inside(node: MagicLink, own: OwnMounts) -> int:
+    """Return an O_PATH descriptor of what ``node`` leads to without its rest, which has to be in the step's root."""
+    fd = os.open(node.name, _PATH | (os.O_DIRECTORY if node.rest else 0), dir_fd=node.at)
+    if syscalls.mount_id(fd) != own.root:
+        os.close(fd)
+        _refused()
+    return fd
 
 
 def _stat(at: int, name: bytes) -> tuple[int, int, int]:

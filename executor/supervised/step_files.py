@@ -20,7 +20,7 @@ import msgspec
 from executor.sandbox import network
 from executor.sandbox.report import NOT_SET_UP
 from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, Spec, Tmpfs
-from executor.sandbox.staging import DEVICE_NAMES
+from executor.sandbox.staging import DEVICE_NAMES, hidden_in_sys
 from executor.sandbox.step_process import RefusedError, hosts_file, normal_target
 from executor.supervised.made_devices import MadeDevices
 from executor.supervised.mount_table import mount_table
@@ -47,6 +47,8 @@ _PROC_FILES: Final = (
 )
 """Names of files that a step finds in /proc before it has listed a directory there."""
 _OPEN_TO_ALL: Final = 0o1777
+_SEALS: Final = 0xF
+"""F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE: nothing changes a secret."""
 _RETRY: Final = 0.02
 """Seconds between attempts to get a cache directory that another step has."""
 
@@ -58,6 +60,8 @@ class Answered(msgspec.Struct):
     """Files of /proc and /dev, with the path under which the supervisor knows them."""
     secrets: dict[int, int] = {}
     """Secrets, each with a descriptor of a file in memory."""
+    hidden: tuple[bytes, ...] = ()
+    """Paths in this machine's /sys that the step does not see."""
     proc: int = -1
     """A descriptor of the root's own /proc."""
     devices: MadeDevices = msgspec.field(default_factory=MadeDevices)
@@ -162,9 +166,10 @@ def _path_of(mount: BindFd) -> str:
 
 
 def _in_memory(secret: SecretFile) -> int:
-    fd = os.memfd_create("secret")
+    fd = os.memfd_create("secret", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
         file.write(secret.data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     os.fchown(fd, secret.uid, secret.gid)
     os.fchmod(fd, secret.mode)
     return fd
@@ -260,7 +265,7 @@ def _make_empty(path: str) -> int:
 
 
 def _put_sys(placements: PlacedFiles, answered: Answered) -> None:
-    del answered
+    answered.hidden = tuple(map(os.fsencode, hidden_in_sys()))
     draft = placements.draft()
     make_directory(draft, 0o755, (0, 0))
     with contextlib.suppress(OSError):

@@ -71,6 +71,7 @@ class Supervisor:
         )
         self._outside = outside
         self._proc = proc
+        self._own = proc_files.own_mounts()
         self._signals = StepSignals(proc)
         self._answered = answered
         self._lists = DirectoryLists(answered.proc)
@@ -333,7 +334,7 @@ class Supervisor:
                 case MagicLink():
                     if flags & os.O_NOFOLLOW and not node.rest:
                         raise OSError(errno.ELOOP, "")
-                    return proc_files.open_magic(node, flags)
+                    return proc_files.open_magic(node, flags, self._own)
                 case ProcLink(text):
                     if flags & os.O_NOFOLLOW or not links:
                         raise OSError(errno.ELOOP, "")
@@ -353,7 +354,7 @@ class Supervisor:
                     return self._lists.opened(place, node)
 
     def _open_sys(self, path: bytes, flags: int) -> int:
-        fd = syscalls.openat2(self._outside.sys, os.fsdecode(path) or ".", _PATH, resolve=syscalls.BENEATH)
+        fd = self._in_sys(path)
         try:
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 return -1
@@ -362,6 +363,15 @@ class Supervisor:
             return os.open(b"self/fd/%d" % fd, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._outside.proc)
         finally:
             os.close(fd)
+
+    def _in_sys(self, path: bytes, flags: int = 0) -> int:
+        """Return an O_PATH descriptor of ``path`` in /sys, unless it is hidden from steps. Raises OSError."""
+        fd = syscalls.openat2(self._outside.sys, os.fsdecode(path) or ".", _PATH | flags, resolve=syscalls.BENEATH)
+        shown = os.readlink(b"self/fd/%d" % fd, dir_fd=self._outside.proc)  # also of what is not in this root
+        if any(shown == each or shown.startswith(each + b"/") for each in self._answered.hidden):
+            os.close(fd)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return fd
 
     def _open_dev(self, call: SystemCall, path: bytes, flags: int) -> int:
         if path in _STREAMS:
@@ -406,7 +416,11 @@ class Supervisor:
         if path.startswith(b"/dev/fd/"):
             path = b"/proc/self" + path[4:]
         if path.startswith(b"/sys/"):
-            return os.readlink(path[5:], dir_fd=self._outside.sys)
+            fd = self._in_sys(path[5:], os.O_NOFOLLOW)
+            try:
+                return os.readlink(b"", dir_fd=fd)
+            finally:
+                os.close(fd)
         if not path.startswith(b"/proc/"):
             return None
         with self._proc.found(call.pid, path[6:].rstrip(b"/")) as node:
@@ -415,7 +429,7 @@ class Supervisor:
                 case ProcLink(text):
                     return text
                 case MagicLink():
-                    return proc_files.read_magic(node)
+                    return proc_files.read_magic(node, self._own)
                 case _:
                     raise OSError(errno.EINVAL, "")
 
@@ -423,7 +437,7 @@ class Supervisor:
         """Return an O_PATH descriptor of what ``path`` stands for; -1 if it is a file of the root. Raises OSError."""
         self._take_ids_of(call)
         if path.startswith(b"/sys/"):
-            return syscalls.openat2(self._outside.sys, os.fsdecode(path[5:]) or ".", _PATH, resolve=syscalls.BENEATH)
+            return self._in_sys(path[5:])
         if path.startswith(b"/dev/"):
             if path in _STREAMS:
                 path = b"/proc/" + _STREAMS[path]
@@ -452,9 +466,9 @@ class Supervisor:
                     return os.open(b"self", final, dir_fd=self._outside.proc)
                 case MagicLink():
                     if node.rest:
-                        return proc_files.open_magic(node, final)
+                        return proc_files.open_magic(node, final, self._own)
                     if follow and node.name in (b"exe", b"cwd", b"root"):
-                        proc_files.read_magic(node)
+                        proc_files.read_magic(node, self._own)
                     return os.open(node.name, final, dir_fd=node.at)
                 case _:
                     return os.open(node.name, final, dir_fd=node.at)

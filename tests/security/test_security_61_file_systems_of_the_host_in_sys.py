@@ -37,7 +37,7 @@ def host() -> None:
                 continue
 
 
-@pytest.mark.parametrize("mode", ["root", "mapped", "single"])
+@pytest.mark.parametrize("mode", ["root", "mapped", "single", "chroot", "answered"])
 @pytest.mark.parametrize("network", ["host", "none"])
 def test_what_the_host_has_mounted_in_its_sys_is_hidden(
     request: pytest.FixtureRequest, mode: str, network: str

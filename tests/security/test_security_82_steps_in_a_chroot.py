@@ -19,6 +19,8 @@ import perl_steps
 import pytest
 from sandbox_process import Done, Inside, SandboxProcess
 
+from executor.sandbox.spec import SecretFile
+
 pytestmark = perl_steps.NEEDED
 
 
@@ -323,3 +325,28 @@ def _named(parent: int, name: str) -> int:
                 if Path(f"/proc/{each}/comm").read_text().strip() == name:
                     return each
     raise AssertionError(name)
+
+
+def test_what_is_open_from_outside_is_not_opened_for_writing_by_its_name_in_proc(any_sandbox: SandboxProcess) -> None:
+    """The supervisor has opened it for reading. The kernel shows its path as if it were in the root."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag")  # what is written to it is what it has
+    if not setting.exists():
+        pytest.skip(f"no {setting}")
+    done = any_sandbox.run(
+        f"exec 5<{setting} 6</proc/sys/kernel/hostname 7</run/secrets/word 8>/own; read value <{setting};"
+        "echo $value >/proc/self/fd/5; echo x >>/dev/fd/6; echo x >/proc/self/fd/7; echo x 1<>/proc/self/fd/7;"
+        "echo own >/proc/self/fd/8; cat /own /proc/self/fd/7",
+        mounts=(SecretFile("/run/secrets/word", b"word\n"),),
+    )
+    assert done.out == "own\nword\n"
+    refused = [line.rpartition(": ")[2] for line in done.err.splitlines()]
+    assert refused == ["Permission denied", "Permission denied", "Operation not permitted", "Operation not permitted"]
+    assert os.uname().nodename != "x"
+
+
+def test_what_is_hidden_in_sys_is_not_opened_by_its_path(any_sandbox: SandboxProcess) -> None:
+    done = any_sandbox.run(
+        "for each in /sys/firmware/memmap/0/start /sys/class/powercap /sys/firmware/../firmware/acpi/tables/APIC; do"
+        " cat $each; readlink $each; test -e $each && echo there; done"
+    )
+    assert done.out == ""
