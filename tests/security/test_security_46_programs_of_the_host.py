@@ -15,6 +15,7 @@ import pytest
 from conftest import Base, Kanifold
 from sandbox_process import Inside, Node, SandboxProcess
 
+from executor.sandbox import IsolationMode
 from platforms import elf
 from platforms.host import host
 
