@@ -14,7 +14,7 @@ from orchestrator import job_session, warnings
 from orchestrator.answers import answers
 from orchestrator.job_session import Answer, Executor, OnAsk, Stream
 from orchestrator.node_services import NodeServices
-from orchestrator.nodes.node import ExecutorPool
+from orchestrator.nodes.node import Acquire
 from orchestrator.nodes.placement import Placement
 from orchestrator.request import BuildRequest
 from orchestrator.session import Session
@@ -37,14 +37,12 @@ class ExecutorRun(msgspec.Struct, frozen=True):
     translation: Translation
     label: str
 
-    async def do(
-        self, executors: ExecutorPool, services: NodeServices, hear: Callable[[protocol.Message], None]
-    ) -> Executor:
-        """Have an executor do the job; ``hear`` receives its events. Raises ``KanifoldError``."""
+    async def do(self, acquire: Acquire, services: NodeServices, hear: Callable[[protocol.Message], None]) -> Executor:
+        """Have the executor that ``acquire`` returns do the job; ``hear`` gets its events. Raises ``KanifoldError``."""
         session = self.session
         job = replace(self.job, lends=self.translation.job.lends)
         on_ask = answers(self.request, job, session.keychain, session.registry, services)
-        connection = await executors.acquire(self.placement.node, self._waits)
+        connection = await acquire(self.placement.node, self._waits)
         for warning in warnings.wrong_clock(self.placement.node.name, connection.ahead):
             session.emit(warning)
         ahead = connection.ahead if abs(connection.ahead) >= warnings.CLOCKS_DIFFER else 0.0

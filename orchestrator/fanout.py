@@ -249,7 +249,7 @@ class _Attempt(msgspec.Struct, frozen=True):
         build, shared = self.build, self._shared()
         if shared is None:
             services = NodeServices(build.sent, node_services.caches(self.job, build.session.store))
-            return await self._executor_run().do(build.executors, services, self._hear)
+            return await self._executor_run().do(build.executors.acquire, services, self._hear)
         from orchestrator.stages_elsewhere import StagesElsewhere  # for nodes of several platforms
 
         return await StagesElsewhere(shared, self._executor_run(), build.executors, build.sent, build.queues).do(

@@ -56,7 +56,7 @@ class StagesElsewhere:
         store = self._user.session.store
         caches = node_services.caches(self._user.job, store, self._steps)
         services = NodeServices(self._sent, caches, {self._shared.name: self._made})
-        running = asyncio.create_task(self._user.do(self._executors, services, hear))
+        running = asyncio.create_task(self._user.do(self._executors.acquire, services, hear))
         try:
             either: set[asyncio.Future[Any]] = {running, self._failed}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -98,7 +98,7 @@ class StagesElsewhere:
             user.session.emit(started)
             outcome: Literal["built", "failed", "cancelled"] = "cancelled"
             try:
-                executor = await run.do(self._executors, services, _ignored)
+                executor = await run.do(self._executors.acquire_awaited, services, _ignored)
                 outcome = "built"
                 await executor.close()
             except KanifoldError:

@@ -26,7 +26,7 @@ class Farm:
     image: str
     kanifold: Kanifold
     base: str
-    """An image with busybox, for amd64 and arm64, in the cluster's registry."""
+    """An image with busybox, for amd64, arm64 and riscv64, in the cluster's registry."""
 
     def node(self, context: str = "test", **options: str) -> str:
         """Return the value of ``--node``, with the options of an address."""
@@ -83,7 +83,7 @@ def cluster_base(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> 
     needs("skopeo")
     layout = tmp_path_factory.mktemp("cluster-base") / "busybox"
     try:
-        bases.make_layout("busybox", layout, ("linux/amd64", "linux/arm64"))
+        bases.make_layout("busybox", layout, ("linux/amd64", "linux/arm64", "linux/riscv64"))
     except bases.UnavailableError as problem:
         pytest.skip(f"no busybox base: {problem}")
     name = f"{cluster.registry}/base/busybox:1"

@@ -6,8 +6,8 @@ Each kind of node is a module: this machine (``local_node``), or what a command 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -83,6 +83,8 @@ class Description(msgspec.Struct, frozen=True):
 
 Say = Callable[[str], object]
 """Takes what an executor waits for before it is there, in words; "" when it waits no longer."""
+Acquire = Callable[["Node", Say], Awaitable["Connection"]]
+"""Returns an executor on a node."""
 
 
 def silent(_: str) -> None:
@@ -113,6 +115,18 @@ class Node(Protocol):
 
     async def close(self) -> None:
         """Release the node's resources. Afterwards no executor of it is left."""
+        ...
+
+
+@runtime_checkable
+class NodeWithQuota(Protocol):
+    """A node on which an executor may have to wait for the end of others."""
+
+    async def start_awaited(self, say: Say = silent) -> Connection:
+        """As ``Node.start``, for a job that a running executor waits for: before others.
+
+        Raises ``KanifoldError``, also when it would have to wait for the end of an executor that waits for it.
+        """
         ...
 
 
@@ -154,6 +168,10 @@ class ExecutorPool:
         """Return an executor on ``node`` without a job; ``say`` as for ``Node.start``. Raises ``KanifoldError``."""
         starting = self._starting.get(node.name)
         return await (starting.pop(0).connection(say) if starting else node.start(say))
+
+    async def acquire_awaited(self, node: Node, say: Say = silent) -> Connection:
+        """As ``acquire``, for a job that another executor waits for (``NodeWithQuota``)."""
+        return await (node.start_awaited(say) if isinstance(node, NodeWithQuota) else self.acquire(node, say))
 
     async def release(self) -> None:
         """End the executors that were not acquired."""

@@ -214,14 +214,3 @@ def expire(farm: Farm, tokens: Path) -> None:
     until(lambda: farm.cluster.request("GET", path, token=old)[0] == 401, what="the token has expired")
     if (tokens / "next").exists():
         (tokens / "next").rename(tokens / "now")
-
-
-# -- quotas
-
-
-def test_jobs_wait_for_a_quota(farm: Farm) -> None:
-    farm.cluster.kubectl("create", "quota", "-n", farm.namespace, "few", "--hard=pods=1")
-    done = farm.build("FROM {base}\nRUN arch >/arch\n", platforms="linux/amd64,linux/arm64")
-    assert done.code == 0, done.said
-    assert "quota" in done.err
-    farm.assert_nothing_is_left()

@@ -62,8 +62,20 @@ def test_why_no_node_fits(message: str, words: str) -> None:
         (None, (), "waiting for its Pod"),
         (
             None,
-            (event("FailedCreate", "pods are forbidden: exceeded quota: few, used: pods=5", "Warning"),),
-            "waiting for the quota: few, used: pods=5",
+            (
+                event(
+                    "FailedCreate",
+                    'Error creating: pods "p" is forbidden: exceeded quota: few, requested: pods=1,requests.memory=2Gi'
+                    ", used: pods=5,requests.memory=7Gi, limited: pods=5,requests.memory=8Gi",
+                    "Warning",
+                ),
+            ),
+            "waiting for the quota few: pods 5 of 5, requests.memory 7Gi of 8Gi, 2Gi wanted",
+        ),
+        (
+            None,
+            (event("FailedCreate", "pods are forbidden: status unknown for quota: few, resources: pods", "Warning"),),
+            "waiting for the quota: few, resources: pods",
         ),
         (pod(), (), "waiting for a node with arm64"),
         (pod("n1"), (), "starting on node n1"),

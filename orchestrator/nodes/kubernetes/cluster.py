@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from orchestrator.nodes.kubernetes import job_manifest
+from orchestrator.nodes.kubernetes import job_manifest, pod_states
 from orchestrator.nodes.kubernetes.address import KubernetesAddress
 from orchestrator.nodes.kubernetes.cluster_api import (
     DELETE_JOBS,
@@ -19,13 +20,21 @@ from orchestrator.nodes.kubernetes.cluster_api import (
     KubernetesClient,
 )
 from orchestrator.nodes.kubernetes.job_manifest import JobManifest, JobTemplate
+from orchestrator.nodes.kubernetes.job_queue import JobQueue
 from orchestrator.nodes.kubernetes.namespace_watch import NamespaceWatch
 from platforms import debug, decoding
 from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError
 
-DELETING: Final = 1.5
-"""Seconds that the deletion of a Job may take: an interrupted build ends within two."""
+DELETING: Final = 10.0
+"""Seconds in which the deletion of a Job is tried, of which it takes a small part if the API is well."""
 _TRIES: Final = 3
+_PAUSES: Final = (0.1, 0.2, 0.5, 1.0)
+"""Seconds until another attempt to delete a Job; the last one from then on."""
+_TRANSIENT: Final = (429, 500, 502, 503, 504)
+
+
+class QuotaExceededError(Exception):
+    """A quota refuses the Job itself. Its text says so as ``pod_states.quota_words``."""
 
 
 class ClusterNode(msgspec.Struct, frozen=True, rename="camel"):
@@ -65,7 +74,8 @@ class Cluster:
         self.address = address
         self.name = name
         self.client = KubernetesClient(address, name)
-        self.watch = NamespaceWatch(self.client)
+        self.queue = JobQueue(self._pods)
+        self.watch = NamespaceWatch(self.client, self.queue.ended)
         self._build = build
         self._connecting: asyncio.Task[JobTemplate] | None = None
         self._nodes: asyncio.Task[tuple[ClusterNode, ...] | None] | None = None
@@ -74,6 +84,8 @@ class Cluster:
         self._users = 0
         self.running = 0
         """Executors that run: who waits for a place may get theirs."""
+        self.awaited = 0
+        """Executors that are wanted by others which run."""
 
     async def connect(self) -> JobTemplate:
         """Connect, once, and return what Jobs are made of. Raises ``KanifoldError``."""
@@ -128,6 +140,9 @@ class Cluster:
             remedy = "log in to the cluster again: see what `kubectl auth whoami` says"
         return EnvironmentUnfit(f"node {self.name}: the cluster refuses", why=error.status.message, remedy=remedy)
 
+    def _pods(self) -> int:
+        return self.watch.pods()
+
     def number(self, architecture: str) -> int:
         """Return a number for the next Job for ``architecture``."""
         found = self._numbers.get(architecture, 0)
@@ -135,7 +150,7 @@ class Cluster:
         return found
 
     async def create(self, manifest: JobManifest) -> bool:
-        """Create a Job; return whether it was not there. Raises ``KanifoldError``."""
+        """Create a Job; return whether it was not there. Raises ``KanifoldError``, ``QuotaExceededError``."""
         path = f"/apis/batch/v1/namespaces/{self.client.namespace}/jobs"
         for attempt in range(_TRIES):
             try:
@@ -147,7 +162,10 @@ class Cluster:
                     raise UsageError(
                         f"node {self.name}: the Job is invalid", why=error.status.message, remedy="correct the template"
                     ) from error
-                if error.code not in (429, 500, 503, 504) or attempt + 1 == _TRIES:
+                words = pod_states.quota_words(error.status.message) if error.code == 403 else ""
+                if words:
+                    raise QuotaExceededError(words) from error
+                if error.code not in _TRANSIENT or attempt + 1 == _TRIES:
                     raise self.failure(error) from error
             except APIUnreachableError as error:
                 if attempt + 1 == _TRIES:
@@ -166,11 +184,28 @@ class Cluster:
         return task
 
     async def _delete(self, name: str) -> None:
+        """Delete a Job. One that cannot be deleted ends by itself: its Pod when nobody is connected, it by its ttl."""
         path = f"/apis/batch/v1/namespaces/{self.client.namespace}/jobs/{name}"
-        with contextlib.suppress(APIRefusedError, APIUnreachableError, TimeoutError):  # it expires by itself
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DELETING):
-                await self.client.delete(path, "Background")
-        debug.log("job deleted", name=name)
+                for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
+                    if await self._deleted(path):
+                        debug.log("job deleted", name=name)
+                        return
+                    await asyncio.sleep(pause)
+        debug.log("job not deleted", name=name)
+
+    async def _deleted(self, path: str) -> bool:
+        """Ask for the deletion of a Job; return whether there is nothing more to do."""
+        try:
+            await self.client.delete(path, "Background")
+        except APIUnreachableError:
+            return False
+        except APIRefusedError as error:
+            return error.code not in _TRANSIENT
+        except KanifoldError:  # there are no credentials any more
+            return True
+        return True
 
     def use(self) -> Callable[[], object]:
         """Count a user; what is returned is to be awaited by ``release``."""

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from executor import __version__, protocol, relay
 from orchestrator import connection
@@ -17,11 +19,12 @@ from orchestrator.nodes import executor_loading
 from orchestrator.nodes.executor_loading import Loading, Wanted
 from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.kubernetes import job_manifest, pod_states
-from orchestrator.nodes.kubernetes.cluster import Cluster
+from orchestrator.nodes.kubernetes.cluster import Cluster, QuotaExceededError
 from orchestrator.nodes.kubernetes.cluster_api import APIRefusedError
 from orchestrator.nodes.kubernetes.job_manifest import CONTAINER, JobManifest
+from orchestrator.nodes.kubernetes.job_queue import Order
 from orchestrator.nodes.kubernetes.namespace_watch import JobView
-from orchestrator.nodes.kubernetes.pod_states import Pod
+from orchestrator.nodes.kubernetes.pod_states import ClusterEvent, Pod
 from orchestrator.nodes.kubernetes.pod_stream import BusyError, PodStream
 from orchestrator.nodes.node import Description, Say, Support, silent
 from platforms import binfmt
@@ -37,12 +40,48 @@ _LOADING: Final = 60.0
 """Seconds for the first answer of the loader."""
 _ADOPTIONS: Final = 20
 """Jobs of an earlier run of the same build that are looked at."""
+_UNSEEN: Final = 10.0
+"""Seconds after which a Job whose events cannot be seen is taken to get no Pod."""
 _EVENTS_LAG: Final = 0.5
 """Seconds in which events that tell more of a Pod's end may come."""
 
 
 class _ReplacedError(Exception):
     """The Job of this name is of no use: another orchestrator uses it, or it has ended."""
+
+
+class _Patience:
+    """How long executors of ``node`` wait for a Pod, while no other one of ``cluster`` runs."""
+
+    def __init__(self, cluster: Cluster, node: str) -> None:
+        self._cluster = cluster
+        self._node = node
+        self._deadline = time.monotonic() + cluster.address.patience
+
+    def rest(self, words: str) -> float:
+        """Return the seconds that are left for what ``words`` say, a minute at most. Raises ``EnvironmentUnfit``."""
+        now = time.monotonic()
+        if now > self._deadline:
+            raise EnvironmentUnfit(
+                f"node {self._node}: no Pod was started within {self._cluster.address.patience} seconds",
+                why=words,
+                remedy="wait= in the node's address says how long it may take",
+            )
+        if self._cluster.running:
+            self._deadline = now + self._cluster.address.patience
+        return min(self._deadline - now, 60.0) + 0.01
+
+
+class _Start(msgspec.Struct, frozen=True):
+    """An executor that is being started: its place in the queue, and whom to tell what it waits for.
+
+    ``awaited``: whether another executor, which runs, waits for what this one is to make.
+    """
+
+    order: Order
+    patience: _Patience
+    say: Say
+    awaited: bool
 
 
 class KubernetesNode:
@@ -108,25 +147,18 @@ class KubernetesNode:
 
         Raises ``KanifoldError``.
         """
-        if self._wanted is None:
-            self._wanted = asyncio.create_task(asyncio.to_thread(executor_loading.wanted))
-        template = await self._cluster.connect()
-        for _ in range(_ADOPTIONS):
-            number = self._cluster.number(self._architecture)
-            manifest = job_manifest.manifest(template, self._architecture, number)
-            view = self._cluster.watch.add(manifest.name)
-            try:
-                created = await self._created(manifest)
-                return await self._started(view, say, created=created)
-            except _ReplacedError:
-                continue
-            finally:
-                self._cluster.watch.remove(view)
-        raise EnvironmentUnfit(
-            f"node {self.name}: too many Jobs of this build are there",
-            why="they belong to other runs of the same build",
-            remedy="wait for these, or delete the Jobs: kubectl delete job -l app.kubernetes.io/managed-by=kanifold",
-        )
+        return await self._start(say, awaited=False)
+
+    async def start_awaited(self, say: Say = silent) -> Connection:
+        """Start an executor as ``start``, for a job that another one waits for: before others, and only if it can be.
+
+        Raises ``KanifoldError``, also when it would have to wait for the end of one that waits for it.
+        """
+        self._cluster.awaited += 1
+        try:
+            return await self._start(say, awaited=True)
+        finally:
+            self._cluster.awaited -= 1
 
     async def close(self) -> None:
         """End all executors, and the connection to the cluster with the last node of it."""
@@ -137,21 +169,79 @@ class KubernetesNode:
 
     # -- from a Job to an executor -------------------------------------------------------------------------------------
 
+    async def _start(self, say: Say, *, awaited: bool) -> Connection:
+        if self._wanted is None:
+            self._wanted = asyncio.create_task(asyncio.to_thread(executor_loading.wanted))
+        template = await self._cluster.connect()
+        order = self._cluster.queue.order(first=awaited)
+        start = _Start(order, _Patience(self._cluster, self.name), say, awaited)
+        replaced = 0
+        try:
+            while replaced < _ADOPTIONS:
+                number = self._cluster.number(self._architecture)
+                try:
+                    return await self._attempt(job_manifest.manifest(template, self._architecture, number), start)
+                except _ReplacedError:
+                    replaced += 1
+                except QuotaExceededError as error:
+                    if awaited and self._cluster.awaited >= self._cluster.running:
+                        raise EnvironmentUnfit(
+                            f"node {self.name}: no place for another executor", why=str(error)
+                        ) from error
+        finally:
+            say("")
+        raise EnvironmentUnfit(
+            f"node {self.name}: too many Jobs of this build are there",
+            why="they belong to other runs of the same build",
+            remedy="wait for these, or delete the Jobs: kubectl delete job -l app.kubernetes.io/managed-by=kanifold",
+        )
+
+    async def _attempt(self, manifest: JobManifest, start: _Start) -> Connection:
+        """Return an executor in the Job ``manifest``.
+
+        Raises ``KanifoldError``, ``_ReplacedError``, ``QuotaExceededError``.
+        """
+        view = self._cluster.watch.add(manifest.name)
+        try:
+            async with self._cluster.queue.turn(start.order, start.say, start.patience.rest):
+                created = await self._placed(manifest, view, start)
+            return await self._started(view, start, created=created)
+        finally:
+            self._cluster.watch.remove(view)
+
+    async def _placed(self, manifest: JobManifest, view: JobView, start: _Start) -> bool:
+        """Create a Job and wait for its Pod; return whether the Job was not there. Nothing is left after an error."""
+        queue = self._cluster.queue
+        try:
+            created = await self._created(manifest)
+            try:
+                await self._reached(_is_there, view, start, created=created)
+            except BaseException:
+                if created:
+                    self._cluster.delete_soon(view.name)
+                raise
+        except QuotaExceededError as error:
+            queue.refused(str(error))
+            raise
+        queue.given()
+        return created
+
     async def _created(self, manifest: JobManifest) -> bool:
         """Create a Job, which is deleted if this is cancelled meanwhile; return whether it was not there."""
         creating = asyncio.create_task(self._cluster.create(manifest))
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
-            if await creating:
-                self._cluster.delete_soon(manifest.name)
+            with contextlib.suppress(KanifoldError, QuotaExceededError):
+                if await creating:
+                    self._cluster.delete_soon(manifest.name)
             raise
 
-    async def _started(self, view: JobView, say: Say, *, created: bool) -> Connection:
+    async def _started(self, view: JobView, start: _Start, *, created: bool) -> Connection:
         """Return the executor of the Job ``view``, which this has ``created``, or found."""
         adopted = False
         try:
-            pod = await self._running(view, say, created=created)
+            pod = await self._reached(_runs, view, start, created=created)
             stream = PodStream(
                 secrets.token_hex(16),
                 partial(self._dial, pod),
@@ -163,22 +253,21 @@ class KubernetesNode:
             except BusyError as error:
                 adopted = True  # by somebody else
                 raise _ReplacedError from error
-            return await self._loaded(stream, view.name, say)
+            return await self._loaded(stream, view.name, start.say)
         except BaseException:
             if not adopted:
                 self._cluster.delete_soon(view.name)
             raise
-        finally:
-            say("")
 
-    async def _running(self, view: JobView, say: Say, *, created: bool) -> Pod:
-        """Wait for the Pod and return it when its container runs. Raises ``KanifoldError``, ``_ReplacedError``."""
-        address = self._cluster.address
-        deadline = time.monotonic() + address.patience
-        told, failing_since = "", 0.0
+    async def _reached(self, state: Callable[[Pod], bool], view: JobView, start: _Start, *, created: bool) -> Pod:
+        """Wait for the Pod, and until it is in ``state``; return it.
+
+        Raises ``KanifoldError``, ``_ReplacedError``, ``QuotaExceededError``.
+        """
+        told, failing_since, begun = "", 0.0, time.monotonic()
         while True:
             pod, events = view.pod, view.events
-            if pod is not None and pod.is_running:
+            if pod is not None and state(pod):
                 return pod
             if (pod is not None and (pod.is_over or pod.metadata.deletion_timestamp)) or (pod is None and view.had_pod):
                 if not created:
@@ -186,25 +275,32 @@ class KubernetesNode:
                 raise await self._ended(view)
             if self._cluster.watch.failed is not None:
                 raise self._cluster.failure(self._cluster.watch.failed)
+            words, now = pod_states.waiting_words(pod, events, self._architecture), time.monotonic()
+            if pod is None:
+                self._is_refused(words, events, now - begun, created=created)
             failure = pod_states.start_failure(pod, events, self.name)
-            now = time.monotonic()
             failing_since = 0.0 if failure is None else failing_since or now
             if failure is not None and now - failing_since >= failure.patience:
                 raise failure.error
-            words = pod_states.waiting_words(pod, events, self._architecture)
             if words != told:
                 told = words
-                say(words)
-            if now > deadline:
-                raise EnvironmentUnfit(
-                    f"node {self.name}: no Pod was started within {address.patience} seconds",
-                    why=words,
-                    remedy="wait= in the node's address says how long it may take",
-                )
-            if self._cluster.running:
-                deadline = now + address.patience
-            rest = deadline - now if failure is None else failure.patience - (now - failing_since)
-            await view.wait(min(rest, 60.0) + 0.01)
+                start.say(words)
+            rest = start.patience.rest(words)
+            if failure is not None:
+                rest = failure.patience - (now - failing_since) + 0.01
+            await view.wait(min(rest, _UNSEEN) if pod is None else rest)
+
+    def _is_refused(self, words: str, events: Sequence[ClusterEvent], seconds: float, *, created: bool) -> None:
+        """Raise ``QuotaExceededError`` or ``_ReplacedError`` if a Job will not have a Pod by itself soon.
+
+        ``seconds``: since when it is waited for. Without events a quota is what the absence of a Pod tells.
+        """
+        refused = bool(pod_states.quota_refusal(events))
+        if not refused and (seconds < _UNSEEN or (created and not self._cluster.watch.events_denied)):
+            return
+        if not created:
+            raise _ReplacedError
+        raise QuotaExceededError(words)
 
     async def _ended(self, view: JobView) -> KanifoldError:
         """Return the error for a Pod that has ended."""
@@ -266,3 +362,11 @@ class KubernetesNode:
             raise EnvironmentUnfit(
                 f"node {self.name}: the Pod of {job} does not answer", why="nothing came from it", remedy=_HINT
             ) from error
+
+
+def _is_there(_: Pod) -> bool:
+    return True
+
+
+def _runs(pod: Pod) -> bool:
+    return pod.is_running

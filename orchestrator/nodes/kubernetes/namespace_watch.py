@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -68,16 +69,25 @@ class JobView:
 
 
 class NamespaceWatch:
-    """The watches of the namespace of ``client``; they begin with the first Job."""
+    """The watches of the namespace of ``client``; they begin with the first Job.
 
-    def __init__(self, client: KubernetesClient) -> None:
+    ``ended`` is called when a Pod is gone, or nothing runs in it any more.
+    """
+
+    def __init__(self, client: KubernetesClient, ended: Callable[[], object]) -> None:
         self._client = client
+        self._ended = ended
         self._views: dict[str, list[JobView]] = {}
         self._pods: dict[str, Pod] = {}
         """All Pods of executors, by the name of their Job."""
         self._tasks: list[asyncio.Task[None]] = []
         self.failed: APIRefusedError | None = None
         """Why Pods cannot be watched."""
+        self.events_denied = False
+
+    def pods(self) -> int:
+        """Return how many Pods of executors count for a quota of Pods."""
+        return sum(not each.is_terminal for each in self._pods.values())
 
     def add(self, name: str) -> JobView:
         """Return a view of the Job ``name``, from now on."""
@@ -150,6 +160,7 @@ class NamespaceWatch:
                     view.changed()
         for each in pods:
             self._take(each, gone=False)
+        self._ended()
 
     def _take(self, pod: Pod, *, gone: bool) -> None:
         if gone:
@@ -163,6 +174,8 @@ class NamespaceWatch:
                 view.pod = pod
             view.had_pod = True
             view.changed()
+        if gone or pod.is_terminal:
+            self._ended()
 
     def _wake(self) -> None:
         for views in self._views.values():
@@ -178,8 +191,9 @@ class NamespaceWatch:
                 failures = 0
                 await self._follow_events(path, head.metadata.resource_version)
             except APIRefusedError as error:
-                if error.code == 403:
-                    return  # less is told
+                if error.code == 403:  # less is told
+                    self.events_denied = True
+                    return
             except (APIUnreachableError, msgspec.DecodeError) as error:
                 debug.log("watch ends", why=str(error))
             await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -103,9 +103,14 @@ class Pod(msgspec.Struct, frozen=True):
         return self.container.running is not None and self.metadata.deletion_timestamp is None
 
     @property
+    def is_terminal(self) -> bool:
+        """Whether it has ended for good, and takes nothing of a quota any more."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing will run in it any more."""
-        return self.status.phase in ("Succeeded", "Failed") or self.container.terminated is not None
+        return self.is_terminal or self.container.terminated is not None
 
     def condition(self, kind: str) -> PodCondition | None:
         """Return the condition ``kind``."""
@@ -139,6 +144,8 @@ class StartFailure(msgspec.Struct, frozen=True):
 
 _AVAILABLE: Final = re.compile(r"(\d+)/(\d+) nodes are available: ?(.*)", re.DOTALL)
 _TAINT: Final = re.compile(r"node\(s\) had untolerated taint\(?s?\)? ?\{([^}]*)\}")
+_EXCEEDED: Final = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
+_QUOTA: Final = re.compile(r"(?:exceeded|status unknown for) quota: ?(.*)", re.DOTALL)
 _REASONS: Final = (
     (
         re.compile(r"node\(s\) didn't match Pod's node affinity/selector"),
@@ -170,14 +177,10 @@ _DISRUPTIONS: Final = {
 def waiting_words(pod: Pod | None, events: Sequence[ClusterEvent], architecture: str) -> str:
     """Return what a Pod that does not run yet waits for; ``events`` are those of it and of its Job, the newest last."""
     if pod is None:
-        refused = next((each for each in reversed(events) if each.reason == "FailedCreate"), None)
+        refused = _refusal(events)
         if refused is None:
             return "waiting for its Pod"
-        return (
-            f"waiting for the quota: {quota_words(refused.message)}"
-            if "quota" in refused.message
-            else (f"the Pod is refused: {printable(refused.message)}")
-        )
+        return quota_words(refused.message) or f"the Pod is refused: {printable(refused.message)}"
     scheduled = pod.condition("PodScheduled")
     if not pod.spec.node_name:
         if scheduled is not None and scheduled.status == "False":
@@ -217,17 +220,47 @@ def _reason(text: str) -> str:
     return next((f"{count} {words}" for pattern, words in _REASONS if pattern.search(rest)), printable(text))
 
 
+def quota_refusal(events: Sequence[ClusterEvent]) -> str:
+    """Return in words that a quota has refused the Pod of a Job; an empty text if none has. ``events``: the Job's."""
+    refused = _refusal(events)
+    return "" if refused is None else quota_words(refused.message)
+
+
 def quota_words(message: str) -> str:
-    """Return what an event says of a quota: ``exceeded quota: compute, requested: pods=1, used: pods=5, …``."""
-    found = re.search(r"exceeded quota: ?(.*)", message, re.DOTALL)
-    return printable(found[1] if found else message)
+    """Return what the API says of a quota: ``waiting for the quota few: pods 5 of 5``.
+
+    ``message`` has ``exceeded quota: few, requested: pods=1, used: pods=5, limited: pods=5``, or something like it; an
+    empty text if it is about something else.
+    """
+    found = _EXCEEDED.search(message)
+    if found is None:
+        other = _QUOTA.search(message)
+        return "" if other is None else f"waiting for the quota: {printable(other[1])}"
+    requested, used, limited = (dict(_amounts(each)) for each in found.groups()[1:])
+    counts = (
+        f"{printable(name)} {printable(used.get(name, '0'))} of {printable(limited.get(name, '?'))}"
+        + ("" if wanted == "1" else f", {printable(wanted)} wanted")
+        for name, wanted in requested.items()
+    )
+    return f"waiting for the quota {printable(found[1])}: {', '.join(counts)}"
+
+
+def _amounts(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and quantities of ``pods=5,requests.cpu=2``."""
+    for each in text.split(","):
+        name, _, amount = each.partition("=")
+        yield name, amount
+
+
+def _refusal(events: Sequence[ClusterEvent]) -> ClusterEvent | None:
+    return next((each for each in reversed(events) if each.reason == "FailedCreate"), None)
 
 
 def start_failure(pod: Pod | None, events: Sequence[ClusterEvent], node: str) -> StartFailure | None:
     """Return why the Pod of an executor on ``node`` will not start; None if nothing speaks against it."""
     if pod is None:
-        refused = next((each for each in reversed(events) if each.reason == "FailedCreate"), None)
-        if refused is None or "exceeded quota" in refused.message:
+        refused = _refusal(events)
+        if refused is None or quota_words(refused.message):
             return None
         return _refused(refused.message, node)
     waiting = pod.container.waiting
