@@ -31,7 +31,14 @@ from executor.store.store import Store
 from orchestrator import jobs as making
 from orchestrator import publish, result_cache, warnings
 from orchestrator.nodes.node import ExecutorPool
-from orchestrator.nodes.placement import Placement, Placements, build_platform, place_all, refuse_unfit
+from orchestrator.nodes.placement import (
+    Placement,
+    Placements,
+    build_platform,
+    declared_name,
+    place_all,
+    refuse_unfit,
+)
 from orchestrator.outputs import Push
 from orchestrator.plan import BuildPlan
 from orchestrator.publish import PreparedImage
@@ -320,8 +327,9 @@ def _start_executors(build: _Build) -> None:
     started: list[str] = []
     nodes = []
     for each in build.placements[:at_once]:
-        if not each.most or started.count(each.node.name) < each.most:
-            started.append(each.node.name)
+        name = declared_name(each.node.name)
+        if not each.most or started.count(name) < each.most:
+            started.append(name)
             nodes.append(each.node)
     build.executors.start(nodes)
 

@@ -384,6 +384,12 @@ class Cluster:
             text = answer.read()
         return answer.status, json.loads(text) if text[:1] == b"{" else text.decode()
 
+    def audit(self) -> Iterator[dict[str, Any]]:
+        """Yield the requests that the API server has recorded (audit.k8s.io/v1 Event)."""
+        with (self.folder / "audit.log").open() as lines:
+            for each in lines:
+                yield json.loads(each)
+
     def load(self, layout: Path, name: str) -> None:
         """Give all nodes the image of the OCI layout ``layout`` as ``name``."""
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
@@ -518,8 +524,12 @@ class Cluster:
         self.start_api_server()
 
     def start_api_server(self) -> None:
-        """Start the API server."""
-        api, certificates = self.address(1), self.folder / "certificates"
+        """Start the API server, which records what clients that are not its own ask for."""
+        api, certificates, policy = self.address(1), self.folder / "certificates", self.folder / "audit.yaml"
+        unrecorded = {"level": "None", "userGroups": ["system:nodes", "system:unauthenticated"]}
+        others = {"level": "None", "users": ["system:kube-controller-manager", "system:kube-scheduler", "api-server"]}
+        rules = [unrecorded, others, {"level": "Metadata", "omitStages": ["RequestReceived", "ResponseStarted"]}]
+        policy.write_text(json.dumps({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}))
         self._start_program(
             "kube-apiserver", f"--etcd-servers=http://{api}:2379", f"--bind-address={api}",
             f"--advertise-address={api}",
@@ -535,6 +545,7 @@ class Cluster:
             f"--service-cluster-ip-range={self.address(0)}/26", "--authorization-mode=Node,RBAC",
             "--kubelet-preferred-address-types=InternalIP",
             "--endpoint-reconciler-type=none", "--allow-privileged=true", "--profiling=false",
+            f"--audit-policy-file={policy}", f"--audit-log-path={self.folder / 'audit.log'}",
             "--feature-gates=MutatingAdmissionPolicy=true",
             "--runtime-config=admissionregistration.k8s.io/v1beta1=true",
         )  # fmt: skip

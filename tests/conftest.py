@@ -21,7 +21,15 @@ from oci_layout import Seen, image_manifests, read_image
 from ordinary_user import User
 from registry_server import MemoryRegistry, Served, served
 
-pytest_plugins = ("hosts", "arm_machine", "sandbox_modes", "cluster", "cluster_images", "cluster_builds")
+pytest_plugins = (
+    "hosts",
+    "arm_machine",
+    "sandbox_modes",
+    "cluster",
+    "cluster_images",
+    "cluster_builds",
+    "cluster_gate",
+)
 
 BUILD_TIMEOUT = 300.0
 """Timeout of a build in seconds."""

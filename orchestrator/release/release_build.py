@@ -22,7 +22,7 @@ from orchestrator import plan as planning
 from orchestrator.build import PlatformsFailedError
 from orchestrator.contexts import FetchedContexts
 from orchestrator.nodes.node import Node
-from orchestrator.nodes.placement import LOCAL
+from orchestrator.nodes.placement import LOCAL, declared_name
 from orchestrator.publish import PreparedImage
 from orchestrator.release.build_order import SelectedImages, refused
 from orchestrator.release.image_events import ImageEvents, label
@@ -165,7 +165,7 @@ def nodes_of(nodes: Sequence[Node], request: BuildRequest) -> tuple[Node, ...]:
     """Return those of ``nodes`` that ``request`` may use."""
     if request.nodes is None:
         return tuple(each for each in nodes if each.name == LOCAL)
-    return tuple(each for each in nodes if request.nodes.entry(each.name) is not None)
+    return tuple(each for each in nodes if request.nodes.entry(declared_name(each.name)) is not None)
 
 
 @contextmanager

@@ -65,10 +65,10 @@ class JobQueue:
         return (0 if first else 1, self._begun)
 
     @contextlib.asynccontextmanager
-    async def turn(self, order: Order, say: Say, patience: Callable[[str], float]) -> AsyncIterator[None]:
+    async def turn(self, order: Order, say: Say, rest: Callable[[str], float]) -> AsyncIterator[None]:
         """Wait for the turn of ``order``, in which a Job is made and waits for its Pod.
 
-        ``patience`` is told what is waited for, and returns the seconds after which it wants to be asked again, or
+        ``rest`` is told what is waited for, and returns the seconds after which it wants to be asked again, or
         raises an error. The outcome is to be told by ``given`` or ``refused`` within the turn.
         """
         waiting = _Waiting(order, asyncio.get_running_loop().create_future(), say)
@@ -78,7 +78,7 @@ class JobQueue:
             if not waiting.turn.done():
                 say(self.words)
             while not waiting.turn.done():
-                await asyncio.wait({waiting.turn}, timeout=patience(self.words))
+                await asyncio.wait({waiting.turn}, timeout=rest(self.words))
             yield
         finally:
             if waiting.turn.done():

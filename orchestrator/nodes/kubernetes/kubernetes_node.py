@@ -50,7 +50,7 @@ class _ReplacedError(Exception):
     """The Job of this name is of no use: another orchestrator uses it, or it has ended."""
 
 
-class _Patience:
+class _StartTimeout:
     """How long executors of ``node`` wait for a Pod, while no other one of ``cluster`` runs."""
 
     def __init__(self, cluster: Cluster, node: str) -> None:
@@ -72,14 +72,14 @@ class _Patience:
         return min(self._deadline - now, 60.0) + 0.01
 
 
-class _Start(msgspec.Struct, frozen=True):
+class _Startup(msgspec.Struct, frozen=True):
     """An executor that is being started: its place in the queue, and whom to tell what it waits for.
 
     ``awaited``: whether another executor, which runs, waits for what this one is to make.
     """
 
     order: Order
-    patience: _Patience
+    timeout: _StartTimeout
     say: Say
     awaited: bool
 
@@ -174,7 +174,7 @@ class KubernetesNode:
             self._wanted = asyncio.create_task(asyncio.to_thread(executor_loading.wanted))
         template = await self._cluster.connect()
         order = self._cluster.queue.order(first=awaited)
-        start = _Start(order, _Patience(self._cluster, self.name), say, awaited)
+        start = _Startup(order, _StartTimeout(self._cluster, self.name), say, awaited)
         replaced = 0
         try:
             while replaced < _ADOPTIONS:
@@ -196,20 +196,20 @@ class KubernetesNode:
             remedy="wait for these, or delete the Jobs: kubectl delete job -l app.kubernetes.io/managed-by=kanifold",
         )
 
-    async def _attempt(self, manifest: JobManifest, start: _Start) -> Connection:
+    async def _attempt(self, manifest: JobManifest, start: _Startup) -> Connection:
         """Return an executor in the Job ``manifest``.
 
         Raises ``KanifoldError``, ``_ReplacedError``, ``QuotaExceededError``.
         """
         view = self._cluster.watch.add(manifest.name)
         try:
-            async with self._cluster.queue.turn(start.order, start.say, start.patience.rest):
+            async with self._cluster.queue.turn(start.order, start.say, start.timeout.rest):
                 created = await self._placed(manifest, view, start)
             return await self._started(view, start, created=created)
         finally:
             self._cluster.watch.remove(view)
 
-    async def _placed(self, manifest: JobManifest, view: JobView, start: _Start) -> bool:
+    async def _placed(self, manifest: JobManifest, view: JobView, start: _Startup) -> bool:
         """Create a Job and wait for its Pod; return whether the Job was not there. Nothing is left after an error."""
         queue = self._cluster.queue
         try:
@@ -237,7 +237,7 @@ class KubernetesNode:
                     self._cluster.delete_soon(manifest.name)
             raise
 
-    async def _started(self, view: JobView, start: _Start, *, created: bool) -> Connection:
+    async def _started(self, view: JobView, start: _Startup, *, created: bool) -> Connection:
         """Return the executor of the Job ``view``, which this has ``created``, or found."""
         adopted = False
         try:
@@ -259,7 +259,7 @@ class KubernetesNode:
                 self._cluster.delete_soon(view.name)
             raise
 
-    async def _reached(self, state: Callable[[Pod], bool], view: JobView, start: _Start, *, created: bool) -> Pod:
+    async def _reached(self, state: Callable[[Pod], bool], view: JobView, start: _Startup, *, created: bool) -> Pod:
         """Wait for the Pod, and until it is in ``state``; return it.
 
         Raises ``KanifoldError``, ``_ReplacedError``, ``QuotaExceededError``.
@@ -285,7 +285,7 @@ class KubernetesNode:
             if words != told:
                 told = words
                 start.say(words)
-            rest = start.patience.rest(words)
+            rest = start.timeout.rest(words)
             if failure is not None:
                 rest = failure.patience - (now - failing_since) + 0.01
             await view.wait(min(rest, _UNSEEN) if pod is None else rest)
