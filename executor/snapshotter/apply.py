@@ -38,7 +38,8 @@ from platforms import syscalls
 from platforms.descriptors import change_mode
 from platforms.errors import ArchiveError, EnvironmentUnfit
 
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""Flags for a new file."""
 _OPAQUE: Final = "user.overlay.opaque"
 _WHITEOUT: Final = "user.overlay.whiteout"
 _ORIGIN: Final = "user.overlay.origin"
@@ -46,7 +47,7 @@ _UNSUPPORTED: Final = frozenset({errno.ENOTSUP, errno.EPERM, errno.EACCES, errno
 """Errors of a file system, or a user namespace, that does not support an extended attribute."""
 HARMLESS: Final = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0)})
 """The character devices that every container has: null, zero, full, random, urandom, tty."""
-_REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
+REFUSED: Final = frozenset({errno.EPERM, errno.EINVAL})
 """Errors for an owner that is not mapped into this user namespace."""
 
 Xattrs = tuple[tuple[bytes, bytes], ...]
@@ -221,10 +222,10 @@ class _Destination:
 
     def _file(self, parent: int, name: bytes, entry: Entry, fill: Fill) -> None:
         try:
-            fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+            fd = os.open(name, CREATE, 0o600, dir_fd=parent)
         except FileExistsError:
             self._clear(parent, name)
-            fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+            fd = os.open(name, CREATE, 0o600, dir_fd=parent)
         try:
             if entry.size:
                 fill(fd)
@@ -302,7 +303,7 @@ class _Destination:
             else:
                 self._note(self._real(name), entry, self._set_metadata_of_name(parent, name, entry))
                 return
-        fd = self._make(parent, name, lambda: os.open(name, _CREATE, 0o600, dir_fd=parent))
+        fd = self._make(parent, name, lambda: os.open(name, CREATE, 0o600, dir_fd=parent))
         try:
             refused = self._set_metadata(fd, entry)
         finally:
@@ -336,7 +337,7 @@ class _Destination:
             try:
                 chown(uid, gid)
             except OSError as error:
-                if error.errno not in _REFUSED:
+                if error.errno not in REFUSED:
                     raise
                 refused["owner"] = True
         return refused
@@ -467,7 +468,7 @@ class Lower(_Destination):
         """``_delete`` by an empty file, in directories that are marked to have such (overlayfs.rst, Whiteouts)."""
         if self._is_opaque(parent):
             return  # nothing of the lower layers is left in it
-        fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+        fd = os.open(name, CREATE, 0o600, dir_fd=parent)
         try:
             os.setxattr(fd, _WHITEOUT, b"")
         finally:

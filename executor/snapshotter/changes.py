@@ -18,7 +18,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -177,11 +177,19 @@ def scan(root: str) -> tuple[Table, dict[bytes, bytes]]:
     return table, other_names
 
 
-def renew(table: Table, root: str, paths: Sequence[bytes]) -> None:
-    """Update ``table`` for ``paths`` below ``root``, which were replaced by copies."""
+def renew(table: Table, root: str, paths: Iterable[bytes]) -> None:
+    """Update ``table`` for ``paths`` below ``root``, which were replaced, and the directories above, whose times were
+    set."""
     top = os.fsencode(root)
-    directories = {path.rpartition(b"/")[0] for path in paths}
-    for directory in directories | {each.rpartition(b"/")[0] for each in directories if each}:
+    directories: set[bytes] = set()
+    for path in paths:
+        above = path
+        while above:
+            above = above.rpartition(b"/")[0]
+            if above in directories:
+                break
+            directories.add(above)
+    for directory in directories:
         table[directory] = packed_row(listed(top, directory))
 
 

@@ -91,6 +91,8 @@ class Union(Tree):
     def __init__(self, directories: Sequence[str], recorded: Read) -> None:
         stack = Stack(directories, recorded)
         super().__init__(-1, b"", TreeOptions(meaning=Applied(stack.of)))
+        self.has_record = stack.may_have
+        """Whether the entry of a path may differ from what the kernel says of its file."""
         top = tuple(map(os.fsencode, directories))
         self._root = UnionEntry(os.lstat(top[0]), top[0], top)
         self._known: dict[bytes, Directories] = {b"": top}
@@ -102,11 +104,11 @@ class Union(Tree):
         if path == last:
             return found
         parent, _, name = path.rpartition(b"/")
-        found = look(self._directories(parent), name)
+        found = look(self.directories(parent), name)
         self._last = path, found
         return found
 
-    def _directories(self, path: bytes) -> Directories:
+    def directories(self, path: bytes) -> Directories:
         """Return the directories that ``path`` is the union of; none if it is no directory."""
         known = self._known.get(path)
         if known is not None:
@@ -142,12 +144,12 @@ class Union(Tree):
 
     def names(self, path: bytes) -> list[bytes]:
         above = path + b"/" if path else b""
-        found = sorted(names(self._directories(path)))
+        found = sorted(names(self.directories(path)))
         return [name for name in found if self.find(above + name).status is not None]
 
     def entries(self, path: bytes) -> Iterator[Entry]:
         above = path + b"/" if path else b""
-        for name in sorted(names(self._directories(path))):
+        for name in sorted(names(self.directories(path))):
             status = self.find(above + name).status
             if status is not None:
                 yield self._entry(above + name, status)

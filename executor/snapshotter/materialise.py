@@ -51,14 +51,14 @@ def materialise(entries: Iterable[Entry], directory: str) -> None:
 
 def fill(applier: Applier, entries: Iterable[Entry]) -> None:
     """Apply ``entries``, whose files are copied from their sources. Raises as ``materialise`` does."""
-    copier = _TreeCopier()
+    copier = TreeCopier()
     try:
         for entry in entries:
             copier.entry = entry
             applier.apply(entry, copier.fill)
         applier.finish()
     except OSError as error:
-        raise _failure(error, copier.entry) from error
+        raise failure(error, copier.entry.path) from error
 
 
 def write(store: Store, entries: Iterable[Entry], *, keys: tuple[str, ...], diff_id: str | None = None) -> Snapshot:
@@ -86,10 +86,11 @@ def finish(
     return snapshots.commit(store, active, diff_id=diff_id, size=size, keys=keys, description=description)
 
 
-class _TreeCopier:
+class TreeCopier:
     """Fills files from their sources; remembers which ways of copying the file systems do not support."""
 
     entry = Entry(b"", Kind.DIRECTORY)
+    """The present one."""
 
     def __init__(self) -> None:
         self._clones = True
@@ -99,12 +100,16 @@ class _TreeCopier:
         """Write the content of ``entry`` to the new file ``fd``."""
         source = open_source(self.entry)
         try:
-            if self.entry.size <= _SMALL:
-                self._copy_small(source, fd)
-            else:
-                self._copy(source, fd)
+            self.copy(source, fd)
         finally:
             os.close(source)
+
+    def copy(self, source: int, fd: int) -> None:
+        """As ``fill``, from the descriptor ``source``."""
+        if self.entry.size <= _SMALL:
+            self._copy_small(source, fd)
+        else:
+            self._copy_large(source, fd)
 
     def _copy_small(self, source: int, fd: int) -> None:
         size = self.entry.size
@@ -115,7 +120,7 @@ class _TreeCopier:
             raise changed(self.entry)
         write_all(fd, data)
 
-    def _copy(self, source: int, fd: int) -> None:
+    def _copy_large(self, source: int, fd: int) -> None:
         status = os.fstat(source)
         if not stat.S_ISREG(status.st_mode) or status.st_size != self.entry.size:
             raise changed(self.entry)
@@ -172,8 +177,9 @@ class _TreeCopier:
             start += len(data)
 
 
-def _failure(error: OSError, entry: Entry) -> KanifoldError:
-    what = f"cannot write /{os.fsdecode(entry.path)}"
+def failure(error: OSError, path: bytes) -> KanifoldError:
+    """Return the error of a file of a layer, ``path``, that could not be written."""
+    what = f"cannot write /{os.fsdecode(path)}"
     why = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(what, why=why, remedy="make room, or put the store elsewhere")

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from executor.rootfs.entry import Entry, Kind
-from executor.snapshotter import changes, diff, records
+from executor.snapshotter import changes, diff, records, tree_copy
 from executor.snapshotter.apply import Merged
 from executor.snapshotter.changes import Comparison, Table
 from executor.snapshotter.inplace import Before, wait_for_clock_tick
@@ -37,6 +37,7 @@ from executor.snapshotter.rootfs import Directory
 from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
 from executor.snapshotter.unpack import Meaning, Unpacked, UnpackLimits, unpack_onto
 from executor.store import faults, removal, snapshots
+from executor.store.block_groups import spread
 from executor.store.snapshots import Snapshot
 from platforms import syscalls
 from platforms.errors import BuildError, KanifoldError
@@ -71,7 +72,7 @@ class Plain:
         self._directory = directory
         self._mounts = mounts
         """Whether this process can mount anything, so that no device in a root can be opened."""
-        self._numbers = itertools.count()
+        spread(directory)
         self._empty = self._new().fs
         self._lock = threading.Lock()
         self._views: dict[tuple[str, ...], Union] = {}
@@ -174,13 +175,25 @@ class Plain:
         """Return a new root that is equal to ``parents``."""
         root = self._new()
         try:
-            _write(root.fs, whole(self.view(parents)), devices=self._mounts)
-            root.table, _ = changes.scan(root.fs)
+            self._fill(root, self.view(parents))
         except BaseException:
             _remove(root)
             raise
         root.state = tuple(each.number for each in parents)
         return root
+
+    def _fill(self, root: _Root, view: Union, path: bytes = b"") -> None:
+        """Copy what ``view`` has at and below ``path``, and the directories above, to ``root``, which is empty."""
+        with Merged(root.fs, devices=self._mounts) as merged:
+            above = path.split(b"/") if path else []
+            entries = [_entry(view, b"/".join(above[:count])) for count in range(1, len(above) + 1)]
+            fill(merged, entries)
+            if not entries or entries[-1].kind is Kind.DIRECTORY:
+                copied = tree_copy.copy(view, root.fs, path)
+                fill(merged, (_entry(view, each) for each in copied.left))
+                root.table = copied.table
+                changes.renew(root.table, root.fs, copied.left)
+            records.rewrite(root.fs, merged.records)
 
     def _advance(self, root: _Root, parents: Parents) -> None:
         """Apply those of ``parents`` to ``root`` that it lacks."""
@@ -215,9 +228,8 @@ class Plain:
         return bool(roots)
 
     def _new(self) -> _Root:
-        directory = below(self._directory, f"plain-{next(self._numbers)}")
+        directory = tempfile.mkdtemp(prefix="plain-", dir=self._directory)
         root = _Root(directory, below(directory, "fs"))
-        os.mkdir(directory, 0o700)
         os.mkdir(root.fs)
         os.chmod(root.fs, 0o755)
         return root
@@ -252,7 +264,7 @@ class Plain:
         with faults.translated(self._store.root, "cannot copy the files of a mount"):
             root = self._new()
             try:
-                _write(root.fs, whole(view, path), devices=self._mounts)
+                self._fill(root, view, path)
             except BaseException:
                 _remove(root)
                 raise
@@ -268,32 +280,11 @@ def written(active: ActiveRoot) -> str:
     return active.rootfs.path
 
 
-def whole(view: Union, path: bytes = b"") -> Iterator[Entry]:
-    """Yield what is at and below ``path``, after the directories that it is in."""
-    names = path.split(b"/") if path else []
-    top: Entry | None = None
-    for count in range(1, len(names) + 1):
-        top = view.entry(b"/".join(names[:count]))
-        assert top is not None
-        yield top
-    if top is not None and top.kind is not Kind.DIRECTORY:
-        return
-    waiting = [view.entries(path)]
-    while waiting:
-        entry = next(waiting[-1], None)
-        if entry is None:
-            waiting.pop()
-            continue
-        yield entry
-        if entry.kind is Kind.DIRECTORY:
-            waiting.append(view.entries(entry.path))
-
-
-def _write(directory: str, entries: Iterator[Entry], *, devices: bool) -> None:
-    """Fill ``directory``, which is empty, with ``entries``; ``devices`` as for ``Merged``."""
-    with Merged(directory, devices=devices) as merged:
-        fill(merged, entries)
-        records.rewrite(directory, merged.records)
+def _entry(view: Union, path: bytes) -> Entry:
+    """Return the entry of ``path``, which exists."""
+    found = view.entry(path)
+    assert found is not None
+    return found
 
 
 class _Replacing:

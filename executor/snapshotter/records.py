@@ -163,6 +163,10 @@ class Stack:
     def __bool__(self) -> bool:
         return bool(self._paths)
 
+    def may_have(self, path: bytes) -> bool:
+        """Whether any of the directories has a record of ``path``."""
+        return path in self._paths
+
     def of(self, path: bytes) -> Record | None:
         """Return the record of ``path``, which exists in the union of the directories; no parent of it is a link."""
         if path not in self._paths:
