@@ -11,6 +11,7 @@ seccomp profile (``executor.sandbox.profile``) or Podman's (from its Debian pack
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -23,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from executor.sandbox import profile
 
@@ -54,6 +55,7 @@ _ARCHES = {
     "x86_64": (0xC000003E, "SCMP_ARCH_X86_64", "SCMP_ARCH_X86"),
     "aarch64": (0xC00000B7, "SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
 }
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _COMPARISONS = {"=": "SCMP_CMP_EQ", "<": "SCMP_CMP_LT", ">=": "SCMP_CMP_GE", "none": "SCMP_CMP_MASKED_EQ"}
 
 
@@ -72,6 +74,8 @@ class Environment:
     readonly: bool = False
     own_ids: bool = False
     """Whether it is in a user namespace of its own. Its ids are those of this machine."""
+    joined: str = ""
+    """The user namespace that it is in then, a file of nsfs (``/proc/PID/ns/user``); "" for a new one."""
 
 
 ENVIRONMENTS = {
@@ -106,6 +110,19 @@ class UnavailableError(Exception):
     """Why no container can be made here."""
 
 
+@dataclass
+class Created:
+    """A container whose command has not begun. Its first process, ``pid``, is a child of this one."""
+
+    pid: int
+    fifo: Path
+    returncode: int | None = None
+
+    def start(self) -> None:
+        """Begin the command, as ``runc start`` would."""
+        self.fifo.read_bytes()  # what the first process opens for writing before it executes the command
+
+
 def run(
     environment: Environment,
     command: Sequence[str],
@@ -121,6 +138,57 @@ def run(
 
     ``seen``: directories of this machine that it sees at the same place, read-only. Raises ``UnavailableError``.
     """
+    with _bundle(environment, command, box, root, variables, seen) as place:
+        return subprocess.run(
+            _runc(place, root, "run"),
+            check=False, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=timeout, **how,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def created(
+    environment: Environment,
+    command: Sequence[str],
+    box: Path,
+    *,
+    root: Root = Root(),
+    variables: Mapping[str, str] = {},
+    seen: Sequence[Path] = (),
+    output: IO[bytes],
+) -> Iterator[Created]:
+    """A container as ``run`` makes it, whose command is begun by the caller; it is killed at the end of the context.
+
+    The caller waits for its first process (wait4(2)).
+    """
+    with _bundle(environment, command, box, root, variables, seen) as place:
+        written = place / "pid"
+        _adopt_orphans(True)  # the container, when runc has ended
+        try:
+            subprocess.run(
+                _runc(place, root, "create", "--pid-file", str(written)),
+                check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            )  # fmt: skip
+        finally:
+            _adopt_orphans(False)
+        yield Created(int(written.read_text()), place / "state" / place.name / "exec.fifo")
+
+
+def _adopt_orphans(whether: bool) -> None:
+    """Let orphaned descendants of this process become its children, or not (prctl(2))."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(whether), 0, 0, 0):
+        raise UnavailableError(f"PR_SET_CHILD_SUBREAPER: {os.strerror(ctypes.get_errno())}")
+
+
+@contextlib.contextmanager
+def _bundle(
+    environment: Environment,
+    command: Sequence[str],
+    box: Path,
+    root: Root,
+    variables: Mapping[str, str],
+    seen: Sequence[Path],
+) -> Iterator[Path]:
+    """A directory, in the one of temporary files, with a bundle for runc and what the container writes."""
     if os.geteuid() != 0:
         raise UnavailableError("needs root")
     for program in ("runc", "unshare"):
@@ -140,23 +208,28 @@ def run(
             environment, command, place / "root", _bind(box, root.volume, "rw", *root.options), variables, seen
         )
         (place / "bundle/config.json").write_text(json.dumps(config))
-        identity = place.name
-        # Nothing stays mounted: the overlay is in a mount namespace that ends with runc.
-        script = (
-            'mount -t overlay overlay -o "lowerdir=$2,upperdir=$0/upper,workdir=$0/work" "$0/root" && '
-            'exec runc --root "$0/state" run --bundle "$0/bundle" "$1"'
-        )
         try:
-            return subprocess.run(
-                ["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(place), identity, str(root.path)],
-                check=False, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=timeout, **how,
-            )  # fmt: skip
+            yield place
         finally:
             subprocess.run(
-                ["runc", "--root", str(place / "state"), "delete", "--force", identity],
+                ["runc", "--root", str(place / "state"), "delete", "--force", place.name],
                 check=False,
                 capture_output=True,
             )
+
+
+def _runc(place: Path, root: Root, *words: str) -> list[str]:
+    """The command that mounts the container's root and calls runc with ``words`` and the container's name.
+
+    Nothing stays mounted: the overlay is in a mount namespace that ends with runc, or with the container.
+    """
+    script = (
+        "place=$0 lower=$1; shift; mount -t overlay overlay "
+        '-o "lowerdir=$lower,upperdir=$place/upper,workdir=$place/work" "$place/root" && '
+        'exec runc --root "$place/state" "$@"'
+    )
+    around = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, str(place), str(root.path)]
+    return [*around, *words, "--bundle", str(place / "bundle"), place.name]
 
 
 def _prepare(upper: Path, environment: Environment) -> None:
@@ -220,7 +293,7 @@ def _config(
     if environment.profile:
         linux["seccomp"] = seccomp(environment)
     if environment.own_ids:
-        linux["namespaces"].append({"type": "user"})
+        linux["namespaces"].append({"type": "user"} | ({"path": environment.joined} if environment.joined else {}))
         linux["uidMappings"] = linux["gidMappings"] = [{"containerID": 0, "hostID": 0, "size": 65536}]
     return {
         "ociVersion": "1.0.2",

@@ -2,7 +2,8 @@
 
 Every round builds every workload with every builder in a store that begins empty, and then again with nothing changed,
 and with a line changed, where the workload says so. What comes out is checked in the registry before a time counts.
-Everything lives in one temporary directory that goes in the end. Standard library only.
+Everything lives in one temporary directory that goes in the end. Standard library only, except for
+containers.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ import phases
 import published
 import report
 import table
-from builders import Build, Builder, Kanifold
+from builders import Build, Builder, Kanifold, Traced
+from mapped import Handlers
 from measuring import FailedError, Measured
 from workloads import TWO, WORKLOADS, Workload
 
@@ -46,6 +48,20 @@ class Settings:
     repeats: int
     builders: frozenset[str]
     """Those that were asked for by name."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The builders of a run, and the part of the page that their table is for; "" for the page's own."""
+
+    part: str
+    builders: tuple[Builder, ...]
+
+    @property
+    def traced(self) -> tuple[Traced, ...]:
+        """Those that say where the time went."""
+        found = tuple(each for each in self.builders if isinstance(each, Traced))
+        return found if self.part else found[:1]
 
 
 def say(text: str) -> None:
@@ -81,12 +97,12 @@ def make_contexts(settings: Settings, registry: str, folder: Path) -> dict[str, 
 
 
 def rounds(
-    settings: Settings, found: Sequence[Builder], registry: str, contexts: Mapping[str, Path], folder: Path
+    settings: Settings, compared: Comparison, registry: str, contexts: Mapping[str, Path], folder: Path
 ) -> Iterator[tuple[str, str, Measured]]:
     """Everything that is measured, as (row, builder, what it took); failures are told and left out."""
     for number in range(settings.rounds):
         for workload in settings.workloads:
-            chosen = _chosen(settings, workload, found)
+            chosen = _chosen(settings, workload, compared)
             for turn in range(len(chosen)):
                 builder = chosen[(turn + number) % len(chosen)]
                 ref = f"{registry}/out/{builder.name}-{workload.name}-{number}:latest"
@@ -129,25 +145,26 @@ def _session(
 
 
 def profiles(
-    settings: Settings, ours: Kanifold, registry: str, contexts: Mapping[str, Path], folder: Path
+    settings: Settings, traced: Sequence[Traced], registry: str, contexts: Mapping[str, Path], folder: Path
 ) -> Iterator[str]:
     """For every workload, the phases of a build of ours, and of a warm one; not among the measured ones."""
     for workload in settings.workloads:
-        build = Build(
-            contexts[workload.name], workload.platforms, f"{registry}/out/traced-{workload.name}", settings.timeout
-        )
-        with tempfile.TemporaryDirectory(prefix="traced.", dir=folder, ignore_cleanup_errors=True) as home:
-            titles = [workload.name, f"{workload.name}, again"][: 2 if workload.warm else 1]
-            try:
-                for title, trace in zip(titles, ours.traces(Path(home), build, len(titles)), strict=True):
-                    yield f"{title}: {workload.about}\n\n{phases.summary(json.loads(trace.read_text()))}"
-            except FailedError as error:
-                say(f"  {workload.name}: no trace: {error}")
+        ref = f"{registry}/out/traced-{workload.name}"
+        build = Build(contexts[workload.name], workload.platforms, ref, settings.timeout)
+        titles = [workload.name, f"{workload.name}, again"][: 2 if workload.warm and settings.repeats else 1]
+        for builder in traced:
+            by = f" ({builder.name})" if len(traced) > 1 else ""
+            with tempfile.TemporaryDirectory(prefix="traced.", dir=folder, ignore_cleanup_errors=True) as home:
+                try:
+                    for title, trace in zip(titles, builder.traces(Path(home), build, len(titles)), strict=True):
+                        yield f"{title}{by}: {workload.about}\n\n{phases.summary(json.loads(trace.read_text()))}"
+                except FailedError as error:
+                    say(f"  {workload.name}: no trace: {error}")
 
 
 def _told(row: str, builder: Builder, measured: Measured) -> Measured:
     load = os.getloadavg()[0]
-    say(f"  {row:<16} {builder.name:<10} {measured.seconds:8.2f} s {measured.memory >> 20:6} MB  (load {load:.1f})")
+    say(f"  {row:<16} {builder.name:<11}{measured.seconds:8.2f} s {measured.memory >> 20:6} MB  (load {load:.1f})")
     return measured
 
 
@@ -170,6 +187,16 @@ def _arguments() -> argparse.Namespace:
         default="",
         help="of kanifold, buildah, buildkit, kaniko (default: those that are found; for unusual workloads kanifold)",
     )
+    parser.add_argument(
+        "--isolation",
+        metavar="LIST",
+        default="",
+        help="kanifold alone, in these isolation modes; `plain`: the usual mode without an overlay. The first is what "
+        "the others are compared with",
+    )
+    parser.add_argument(
+        "--container", metavar="NAME", default="", help="kanifold and kaniko in containers (ci/containers)"
+    )
     parser.add_argument("--peers", metavar="DIR", action="append", default=[], help="where to look besides PATH")
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: 3)")
     parser.add_argument("--again", type=int, default=2, help="rebuilds with nothing changed in each round (default: 2)")
@@ -187,6 +214,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     unknown = wanted - every
     if unknown:
         sys.exit(f"ci/bench/run: no such workload: {', '.join(sorted(unknown))}")
+    if arguments.isolation and arguments.container:
+        sys.exit("ci/bench/run: --isolation and --container are different comparisons: ask for one")
     return Settings(
         workloads=tuple(each for each in WORKLOADS if (each.name in wanted if wanted else each.usual)),
         rounds=1 if arguments.quick else arguments.rounds,
@@ -197,23 +226,38 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _chosen(settings: Settings, workload: Workload, found: Sequence[Builder]) -> list[Builder]:
+def _chosen(settings: Settings, workload: Workload, compared: Comparison) -> list[Builder]:
     """Who builds ``workload``."""
     if settings.builders:
-        return [each for each in found if each.name in settings.builders]
-    return [each for each in found if workload.usual or isinstance(each, Kanifold)]
+        return [each for each in compared.builders if each.name in settings.builders]
+    return [each for each in compared.builders if workload.usual or compared.part or isinstance(each, Kanifold)]
 
 
 @contextlib.contextmanager
-def _others_place() -> Iterator[tuple[str, ...] | None]:
-    """The words before another builder's command; None when none can run here."""
+def _handlers() -> Iterator[Handlers | None]:
+    """Where other builders are run; None when none can run here."""
     with contextlib.ExitStack() as stack:
-        prefix: tuple[str, ...] | None = None
+        handlers: Handlers | None = None
         try:
-            prefix = stack.enter_context(mapped.namespace(TWO))
+            handlers = stack.enter_context(mapped.handlers(TWO))
         except RuntimeError as problem:
             say(f"no other builders: {problem}")
-        yield prefix
+        yield handlers
+
+
+def _comparison(arguments: argparse.Namespace, handlers: Handlers | None) -> Comparison:
+    """What the command line asks for. Raises ``FailedError``."""
+    program = str(Path(arguments.kanifold).resolve())
+    if arguments.isolation:
+        return Comparison("modes", tuple(builders.modes(program, arguments.isolation.split(","))))
+    if arguments.container:
+        import contained  # with the modules of the project that make containers
+
+        kind = contained.environment(arguments.container)
+        return Comparison("containers", tuple(contained.find(program, kind, arguments.peers, handlers)))
+    earlier = [Kanifold(str(Path(arguments.against).resolve()), "before")] if arguments.against else []
+    others = builders.find(arguments.peers, handlers.words) if handlers is not None else ()
+    return Comparison("", (Kanifold(program), *earlier, *others))
 
 
 def main() -> int:
@@ -224,28 +268,32 @@ def main() -> int:
     taken: dict[str, dict[str, list[Measured]]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="kanifold-bench.", dir=arguments.tmp, ignore_cleanup_errors=True) as name,
-        _others_place() as prefix,
+        _handlers() as handlers,
     ):
         folder = Path(name)
-        ours = Kanifold(str(Path(arguments.kanifold).resolve()))
-        earlier = [Kanifold(str(Path(arguments.against).resolve()), "before")] if arguments.against else []
-        found = [ours, *earlier, *(builders.find(arguments.peers, prefix) if prefix is not None else ())]
-        for each in found:
+        folder.chmod(0o755)
+        compared = _comparison(arguments, handlers)
+        for each in compared.builders:
             say(f"{each.name}: {each.version}")
         with debian_registry.serve(folder / "registry") as registry:
             push_bases(registry, folder, settings.workloads)
             contexts = make_contexts(settings, registry, folder / "contexts")
-            for row, builder, measured in rounds(settings, found, registry, contexts, folder):
+            for row, builder, measured in rounds(settings, compared, registry, contexts, folder):
                 taken.setdefault(row, {}).setdefault(builder, []).append(measured)
-            profile = "\n\n".join(profiles(settings, ours, registry, contexts, folder))
+            profile = "\n\n".join(profiles(settings, compared.traced, registry, contexts, folder))
     rows = table.rows(taken, WORKLOADS)
-    names = [each.name for each in found if any(each.name in row.times for row in rows)]
-    print(table.markdown(rows, names))
-    versions = {each.name: each.version for each in found if each.name in names}
-    report.write(out, rows, names, profile, report.machine(versions, settings.rounds))
-    say(f"written to {out}: table.md, plot.svg, phases.md, machine.md, figures.json")
+    names = [each.name for each in compared.builders if any(each.name in row.times for row in rows)]
+    shown = table.relative(rows, names) if compared.part == "modes" else table.markdown(rows, names)
+    print(shown)
+    versions = {each.name: each.version for each in compared.builders if each.name in names}
+    about = report.machine(versions, settings.rounds)
+    if compared.part:
+        parts = report.write_part(out, compared.part, rows, shown, profile, about)
+    else:
+        parts = report.write(out, rows, names, profile, about)
+    say(f"written to {out}: {', '.join(parts)}")
     if arguments.docs:
-        report.publish(out)
+        report.publish(out, compared.part)
         say(f"and into {report.PAGE}")
     return 0
 

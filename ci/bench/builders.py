@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import published
 import throwaway
@@ -64,6 +64,17 @@ class Builder(Protocol):
         ...
 
 
+@runtime_checkable
+class Traced(Protocol):
+    """A builder that writes down when it did what."""
+
+    name: str
+
+    def traces(self, home: Path, build: Build, count: int) -> Iterator[Path]:
+        """The traces of ``build`` in an empty store, and then of the same with nothing changed, ``count`` in all."""
+        ...
+
+
 def version_of(*command: str) -> str:
     """What a program says about its version, in one line."""
     said = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -84,10 +95,11 @@ def environment(home: Path, *programs: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Kanifold:
-    """The command as it is installed."""
+    """The command as it is installed, with ``options`` for every build."""
 
     program: str
     name: str = "kanifold"
+    options: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
@@ -95,11 +107,11 @@ class Kanifold:
 
     @contextlib.contextmanager
     def session(self, home: Path, _registry: str) -> Iterator[Session]:
-        yield _Kanifold(self.program, home)
+        yield _Kanifold(self, home)
 
     def traces(self, home: Path, build: Build, count: int) -> Iterator[Path]:
         """The traces of ``build`` in an empty store, and then of the same with nothing changed, ``count`` in all."""
-        session = _Kanifold(self.program, home)
+        session = _Kanifold(self, home)
         for number in range(count):
             trace = home / f"trace-{number}"
             session.build(build, "--trace", str(trace))
@@ -108,13 +120,14 @@ class Kanifold:
 
 @dataclass(frozen=True)
 class _Kanifold:
-    program: str
+    builder: Kanifold
     home: Path
 
     def build(self, build: Build, *more: str) -> Measured:
         words = (
-            self.program, "build", str(build.context), "--platform", ",".join(build.platforms), "--push",
-            "--tag", build.ref, "--insecure-registry", build.registry, "--root", str(self.home / "store"), *more,
+            self.builder.program, "build", str(build.context), "--platform", ",".join(build.platforms), "--push",
+            "--tag", build.ref, "--insecure-registry", build.registry, "--root", str(self.home / "store"),
+            *self.builder.options, *more,
         )  # fmt: skip
         return measure(Command(words, environment(self.home), self.home / "log"), timeout=build.timeout)
 
@@ -318,19 +331,36 @@ class _Kaniko:
             shutil.rmtree(each)
 
 
+# -- kanifold in other modes ------------------------------------------------------------------------------------------
+
+PLAIN = "plain"
+"""Beside the isolation modes: the usual one, without an overlay."""
+
+
+def modes(program: str, names: Sequence[str]) -> Iterator[Kanifold]:
+    """kanifold in the isolation modes ``names``."""
+    for name in names:
+        yield Kanifold(program, name, ("--snapshotter", PLAIN) if name == PLAIN else ("--isolation", name))
+
+
 # -- finding them -----------------------------------------------------------------------------------------------------
 
 
 def find(peers: Sequence[str], prefix: tuple[str, ...]) -> Iterator[Builder]:
     """The other builders on PATH or in the directories ``peers``, to be run behind ``prefix``."""
-    path = ":".join((*peers, os.environ["PATH"], "/usr/sbin"))
-
-    def program(name: str) -> str | None:
-        return shutil.which(name, path=path)
-
-    if found := program("buildah"):
+    if found := _program("buildah", peers):
         yield Buildah(found, prefix)
-    if (daemon := program("buildkitd")) and (client := program("buildctl")) and program("runc"):
+    if (daemon := _program("buildkitd", peers)) and (client := _program("buildctl", peers)) and _program("runc", peers):
         yield BuildKit(daemon, client, prefix)
-    if (found := program("executor")) and "kaniko" in version_of(found, "version").lower():
+    if found := find_kaniko(peers):
         yield Kaniko(found, prefix)
+
+
+def find_kaniko(peers: Sequence[str]) -> str | None:
+    """kaniko's executor, on PATH or in the directories ``peers``."""
+    found = _program("executor", peers)
+    return found if found and "kaniko" in version_of(found, "version").lower() else None
+
+
+def _program(name: str, peers: Sequence[str]) -> str | None:
+    return shutil.which(name, path=":".join((*peers, os.environ["PATH"], "/usr/sbin")))

@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import emulators
@@ -29,15 +30,32 @@ DEBIAN_NAMES = {"linux/arm64": "arm64", "linux/arm/v7": "armhf", "linux/riscv64"
 """Platforms that may need an emulator, by the names that tests/emulators.py has for them."""
 
 
-@contextlib.contextmanager
-def namespace(platforms: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The words that run a command where executables of ``platforms`` run; for as long as the context lasts.
+@dataclass(frozen=True)
+class Handlers:
+    """Where executables of foreign platforms run: in the namespaces of process ``pid``; 0 for on the machine itself."""
 
-    They are none when the machine has a handler already. RuntimeError when there is no emulator, or no namespace.
+    pid: int = 0
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What runs a command there, before the command."""
+        return ("nsenter", f"--target={self.pid}", "--user", "--mount", "--pid", "--") if self.pid else ()
+
+    @property
+    def user_namespace(self) -> str:
+        """The file of the user namespace that has them."""
+        return f"/proc/{self.pid or 'self'}/ns/user"
+
+
+@contextlib.contextmanager
+def handlers(platforms: Sequence[str]) -> Iterator[Handlers]:
+    """Where executables of ``platforms`` run; for as long as the context lasts.
+
+    RuntimeError when there is no emulator, or no namespace.
     """
     wanted = [DEBIAN_NAMES[each] for each in platforms if each in DEBIAN_NAMES and not _registered(each)]
     if not wanted:
-        yield ()
+        yield Handlers()
         return
     if os.geteuid() != 0:
         raise RuntimeError("not root")
@@ -64,7 +82,7 @@ def namespace(platforms: Sequence[str]) -> Iterator[tuple[str, ...]]:
             if process.stdout.readline() != "ready\n":
                 raise RuntimeError("no binfmt_misc in a user namespace: needs Linux 6.7")
             (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            yield ("nsenter", f"--target={child}", "--user", "--mount", "--pid", "--")
+            yield Handlers(int(child))
         finally:
             process.kill()
 

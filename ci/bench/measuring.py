@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,27 @@ class FailedError(Exception):
     """A command that ended with an error, or had to be ended; the text says how, with the last of its output."""
 
 
+class Child(Protocol):
+    """A child of this process, and leader of a session; ``returncode`` is set when it has ended."""
+
+    @property
+    def pid(self) -> int: ...
+
+    returncode: int | None
+
+
+class Startable(Protocol):
+    """What can be measured: it writes its output to ``log``, and is called by ``words`` in messages."""
+
+    @property
+    def words(self) -> Sequence[str]: ...
+
+    @property
+    def log(self) -> Path: ...
+
+    def start(self) -> Child: ...
+
+
 @dataclass(frozen=True)
 class Command:
     """A command to measure: its words, its whole environment, and the file that its output goes to."""
@@ -37,15 +59,23 @@ class Command:
     environment: Mapping[str, str]
     log: Path
 
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it in a session of its own."""
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, cwd=self.log.parent,
+            )  # fmt: skip
 
-def measure(*commands: Command, timeout: float) -> Measured:
+
+def measure(*commands: Startable, timeout: float) -> Measured:
     """Run ``commands`` at the same time, for ``timeout`` seconds at most. Raises ``FailedError`` when any fails.
 
     The memory is wait4(2)'s ``ru_maxrss``: the greatest among the process and its descendants that were waited for. A
     process that this one forks begins with *our* peak (about 20 MB), so smaller figures than that mean nothing.
     """
     began = time.perf_counter()
-    waiting = [_start(each) for each in commands]
+    waiting = [each.start() for each in commands]
     end = began + timeout
     memory = 0
     failures: list[str] = []
@@ -81,15 +111,7 @@ def forget_peak(pid: int) -> None:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def _start(command: Command) -> subprocess.Popen[bytes]:
-    with command.log.open("ab") as log:
-        return subprocess.Popen(
-            command.words, env=command.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, cwd=command.log.parent,
-        )  # fmt: skip
-
-
-def _wait(process: subprocess.Popen[bytes], end: float) -> tuple[int, int]:
+def _wait(process: Child, end: float) -> tuple[int, int]:
     """The exit status and peak memory of ``process``, which is killed at the moment ``end``."""
     pidfd = os.pidfd_open(process.pid)
     try:

@@ -26,22 +26,42 @@ def machine(versions: Mapping[str, str], rounds: int) -> str:
     return f"{time.strftime('%Y-%m-%d')}, {where}, medians of {rounds} rounds. {said}."
 
 
-def write(out: Path, rows: Sequence[Row], names: Sequence[str], phases: str, about: str) -> None:
-    """Write everything to the directory ``out``."""
-    (out / "table.md").write_text(f"{table.markdown(rows, names)}\n")
-    (out / "plot.svg").write_text(plot.svg(rows, names))
-    (out / "figures.json").write_text(json.dumps(table.figures(rows), indent=1) + "\n")
-    (out / "phases.md").write_text(f"{phases}\n")
-    (out / "machine.md").write_text(f"{about}\n")
+def write(out: Path, rows: Sequence[Row], names: Sequence[str], phases: str, about: str) -> tuple[str, ...]:
+    """Write everything to the directory ``out``; return the names of the files."""
+    written = {
+        "table.md": f"{table.markdown(rows, names)}\n",
+        "plot.svg": plot.svg(rows, names),
+        "figures.json": json.dumps(table.figures(rows), indent=1) + "\n",
+        "phases.md": f"{phases}\n",
+        "machine.md": f"{about}\n",
+    }
+    for name, content in written.items():
+        (out / name).write_text(content)
+    return tuple(written)
 
 
-def publish(out: Path) -> None:
-    """Put what is in ``out`` into the page, each part between its marks, and the plot beside it."""
+def write_part(out: Path, part: str, rows: Sequence[Row], shown: str, phases: str, about: str) -> tuple[str, ...]:
+    """Write a table of its own, ``shown``, for the part of the page that is called ``part``, and what belongs to it."""
+    written = {
+        f"{part}.md": f"{about}\n\n{shown}\n",
+        f"{part}-figures.json": json.dumps(table.figures(rows), indent=1) + "\n",
+        f"{part}-phases.md": f"{phases}\n",
+    }
+    for name, content in written.items():
+        (out / name).write_text(content)
+    return tuple(written)
+
+
+def publish(out: Path, part: str) -> None:
+    """Put what is in ``out`` into the page, each part between its marks: ``part``, or for "" the page's own and the
+    plot beside it.
+    """
     text = PAGE.read_text()
-    for part in ("machine", "table", "phases"):
-        begin, end = f"<!-- {part} -->\n", f"<!-- end of {part} -->"
-        content = (out / f"{part}.md").read_text()
+    for each in (part,) if part else ("machine", "table", "phases"):
+        begin, end = f"<!-- {each} -->\n", f"<!-- end of {each} -->"
+        content = (out / f"{each}.md").read_text()
         text, found = re.subn(f"(?s){begin}.*?{end}", lambda _, new=f"{begin}{content}{end}": new, text)
-        assert found == 1, f"{PAGE} has no place for the {part}"
+        assert found == 1, f"{PAGE} has no place for the {each}"
     PAGE.write_text(text)
-    PAGE.with_suffix(".svg").write_text((out / "plot.svg").read_text())
+    if not part:
+        PAGE.with_suffix(".svg").write_text((out / "plot.svg").read_text())

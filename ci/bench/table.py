@@ -84,6 +84,25 @@ def markdown(rows: Sequence[Row], builders: Sequence[str]) -> str:
         ]
         for row in rows
     ]
+    return _aligned(head, body)
+
+
+def relative(rows: Sequence[Row], builders: Sequence[str]) -> str:
+    """A table in Markdown of medians, and in brackets their ratios to that of the first builder."""
+    head = ["s: median (ratio)", *builders]
+    body = [[row.name, *(_relative(row, each, builders[0]) for each in builders)] for row in rows]
+    return _aligned(head, body)
+
+
+def _relative(row: Row, builder: str, first: str) -> str:
+    if not (times := row.times.get(builder)):
+        return "-"
+    base = row.times.get(first)
+    return seconds(times.median) + (f" ({times.median / base.median:.2f})" if base and builder != first else "")
+
+
+def _aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text, and the others figures."""
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
     rule = ["-" * width if column == 0 else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     lines = (head, rule, *body)

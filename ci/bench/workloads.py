@@ -148,6 +148,13 @@ RUN i=0; while [ $i -lt {amount} ]; do mkdir -p /many/$i; j=0; \\
       while [ $j -lt 1000 ]; do echo $i $j > /many/$i/$j; j=$((j + 1)); done; i=$((i + 1)); done
 """
 
+PACKAGES = """\
+FROM {registry}/base/debian
+RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \\
+      openjdk-17-jre-headless nodejs gcc make git python3-pip python3-venv openssh-client && \
+    apt-get clean && rm -rf /var/lib/apt/lists/* && test "$(dpkg-query -W | wc -l)" -gt 190
+"""
+
 _APPLICATION = """\
 FROM {registry}/base/debian
 RUN apt-get update && apt-get install -y --no-install-recommends python3-pip && rm -rf /var/lib/apt/lists/*
@@ -203,6 +210,14 @@ WORKLOADS = (
         cold=False,
         usual=False,
         edited="src/app.py",
+    ),
+    Workload(
+        "packages",
+        "Debian base, apt-get install of Java, Node, gcc, git and Python, more than 100 packages, for one platform",
+        TWO[:1],
+        PACKAGES,
+        _nothing,
+        usual=False,
     ),
     Workload("hundred", "busybox, 100 tiny RUN steps", TWO, steps(100), _nothing, warm=True, usual=False),
     Workload(
