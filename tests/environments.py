@@ -37,8 +37,8 @@ TWO = ("linux/amd64", "linux/arm64")
 MACHINE = Root()
 NAMES = {"buildah": "buildah", "kaniko": "kaniko", "buildkit": "BuildKit"}
 
-COPIES = "FROM {base}\nWORKDIR /there\nCOPY --chown=5:6 file /there/\nENV A=b\n"
-STEPS = COPIES + (
+COPIES = "FROM {small}\nWORKDIR /there\nCOPY --chown=5:6 file /there/\nENV A=b\n"
+STEPS = COPIES.replace("{small}", "{base}") + (
     "RUN useradd -m someone && chown someone:someone /srv && chmod 2750 /srv && touch /there/new && su someone -c id\n"
     "USER someone\nRUN id -u && readlink /proc/self/exe\n"
 )
@@ -49,7 +49,7 @@ PACKAGES = (
 
 _DAEMONLESS = r"""
 platforms=$1
-mkdir /box/run
+mkdir -p /box/run
 printf '%s' "$2" >/box/buildkitd.toml
 set -- --config /box/buildkitd.toml --root /box/root --addr unix:///box/run/sock
 if [ "$(id -u)" = 0 ]; then
@@ -67,11 +67,14 @@ buildctl --addr unix:///box/run/sock build --progress plain --frontend dockerfil
 
 
 class Place:
-    """A directory that is the volume of containers, and the base image in a registry of this machine."""
+    """Directories that are the volumes of containers, and the base images in a registry of this machine.
 
-    def __init__(self, scratch: Path, base: str) -> None:
+    A builder has one volume for all builds in a kind of container, with what it keeps between builds.
+    """
+
+    def __init__(self, scratch: Path, registry: str) -> None:
         self.scratch = scratch
-        self.base = base
+        self.registry = registry
         self.programs = scratch / "programs"
         self.programs.mkdir()
 
@@ -83,14 +86,14 @@ class Place:
         variables: Mapping[str, str],
         root: Root = MACHINE,
     ) -> tuple[int, str]:
-        """Run ``command`` in a new container with a context in its empty volume; return exit status and output.
+        """Run ``command`` in a new container with a context in its volume; return exit status and output.
 
         Its root is that of this machine, which is lent what the project needs, or ``root``.
         """
-        box = Path(tempfile.mkdtemp(dir=self.scratch))
-        box.chmod(0o755)
-        (box / "context").mkdir()
-        (box / "context/Dockerfile").write_text(dockerfile.format(base=self.base))
+        box = self.scratch / "volumes" / Path(command[0]).name
+        (box / "context").mkdir(parents=True, exist_ok=True)
+        bases_by_name = {"base": f"{self.registry}/debian:latest", "small": f"{self.registry}/busybox:latest"}
+        (box / "context/Dockerfile").write_text(dockerfile.format(**bases_by_name))
         (box / "context/file").write_text("content")
         seen = [Path(sys.prefix), ROOT, self.scratch] if root == MACHINE else []
         try:
@@ -100,9 +103,11 @@ class Place:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return TOO_LONG, f"{command[0]} was ended after {TIMEOUT:.0f} s"
-        finally:
-            shutil.rmtree(box, ignore_errors=True)
         return done.returncode, done.stdout
+
+    def forget(self) -> None:
+        """Remove the volumes."""
+        shutil.rmtree(self.scratch / "volumes", ignore_errors=True)
 
     def kanifold(self, environment: Environment, dockerfile: str, *arguments: str) -> tuple[int, str]:
         """Build with kanifold; the store is on the volume."""
@@ -148,7 +153,7 @@ class Place:
 
         This is what BuildKit's ``buildctl-daemonless.sh`` does, with the setting for containers whose /proc is masked.
         """
-        settings = f'[registry."{self.base.partition("/")[0]}"]\nhttp = true\ninsecure = true\n'
+        settings = f'[registry."{self.registry}"]\nhttp = true\ninsecure = true\n'
         return self.run(
             environment, ["sh", "-c", _DAEMONLESS, "sh", ",".join(platforms), settings], dockerfile,
             {"PATH": f"{self.programs}:/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR": "/box/run"},
@@ -194,8 +199,9 @@ def rows(place: Place, environments: Sequence[Environment]) -> Iterator[str]:
         ]
         for build in others.values():
             cells += [shown(build(environment, COPIES, TWO)), shown(build(environment, STEPS, TWO[:1]))]
+        place.forget()
         yield f"| {' | '.join(cells)} |"
-        print(cells, file=sys.stderr)
+        print(cells, file=sys.stderr, flush=True)
 
 
 def shown(result: tuple[int, str]) -> str:
@@ -207,17 +213,17 @@ def shown(result: tuple[int, str]) -> str:
 
 def main() -> None:
     environments = [ENVIRONMENTS[each] for each in sys.argv[2:]] or list(ENVIRONMENTS.values())
-    with tempfile.TemporaryDirectory(prefix="kanifold-environments.") as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory(prefix="kanifold-environments.") as temporary:
+        scratch = Path(temporary)
         scratch.chmod(0o755)
         (scratch / "registry").mkdir()
-        layout = scratch / "debian"
-        bases.make_layout("debian", layout, ("linux/amd64", "linux/arm64"))
         with debian_registry.serve(scratch / "registry") as registry:
-            base = f"{registry}/debian:latest"
-            copy = ["skopeo", "copy", "--quiet", "--all", "--dest-tls-verify=false"]
-            subprocess.run([*copy, f"oci:{layout}:latest", f"docker://{base}"], check=True)
-            made = "\n".join(rows(Place(scratch, base), environments)) + "\n"
+            for name in ("debian", "busybox"):
+                layout = scratch / name
+                bases.make_layout(name, layout, TWO)
+                copy = ["skopeo", "copy", "--quiet", "--all", "--dest-tls-verify=false"]
+                subprocess.run([*copy, f"oci:{layout}:latest", f"docker://{registry}/{name}:latest"], check=True)
+            made = "\n".join(rows(Place(scratch, registry), environments)) + "\n"
     if sys.argv[1:2] == ["-"]:
         print(made, end="")
         return
