@@ -283,7 +283,12 @@ def main() -> int:
             profile = "\n\n".join(profiles(settings, compared.traced, registry, contexts, folder))
     rows = table.rows(taken, WORKLOADS)
     names = [each.name for each in compared.builders if any(each.name in row.times for row in rows)]
-    shown = table.relative(rows, names) if compared.part == "modes" else table.markdown(rows, names)
+    if compared.part == "modes":
+        shown = f"{table.ratios(rows, names)}\n\n{table.processors(rows, names)}"
+    elif compared.part:
+        shown = f"{table.markdown(rows, names)}\n\n{table.processors(rows, names[::-1])}"
+    else:
+        shown = table.markdown(rows, names)
     print(shown)
     versions = {each.name: each.version for each in compared.builders if each.name in names}
     about = report.machine(versions, settings.rounds)

@@ -266,7 +266,7 @@ class _BuildKit:
             "--output", f"type=image,name={build.ref},push=true,registry.insecure=true",
         )  # fmt: skip
         measured = measure(Command(words, self.around, self.home / "log"), timeout=build.timeout)
-        return Measured(measured.seconds, max(measured.memory, peak_of(self.daemon)))
+        return Measured(measured.seconds, max(measured.memory, peak_of(self.daemon)), measured.processor)
 
     def prepare_again(self, build: Build) -> None:
         """The daemon's root is its cache."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -16,14 +17,18 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Measured:
-    """What something took: ``seconds`` of wall time, and ``memory``, the largest process's peak resident bytes."""
+    """What something took: ``seconds`` of wall time, ``memory``, the largest process's peak resident bytes, and
+    ``processor``, the seconds of processors of what was waited for.
+    """
 
     seconds: float
     memory: int
+    processor: float = 0.0
 
     def then(self, other: Measured) -> Measured:
         """Both, one after the other."""
-        return Measured(self.seconds + other.seconds, max(self.memory, other.memory))
+        processor = self.processor + other.processor
+        return Measured(self.seconds + other.seconds, max(self.memory, other.memory), processor)
 
 
 class FailedError(Exception):
@@ -77,18 +82,19 @@ def measure(*commands: Startable, timeout: float) -> Measured:
     began = time.perf_counter()
     waiting = [each.start() for each in commands]
     end = began + timeout
-    memory = 0
+    memory, processor = 0, 0.0
     failures: list[str] = []
     for command, process in zip(commands, waiting, strict=True):
-        code, peak = _wait(process, end)
-        memory = max(memory, peak)
+        code, usage = _wait(process, end)
+        memory = max(memory, usage.ru_maxrss << 10)
+        processor += usage.ru_utime + usage.ru_stime
         if code:
             late = f"ended after {timeout:.0f} s" if time.perf_counter() >= end else f"status {code}"
             failures.append(f"{' '.join(command.words[:12])} …: {late}\n{tail(command.log)}")
     seconds = time.perf_counter() - began
     if failures:
         raise FailedError("\n".join(failures))
-    return Measured(seconds, memory)
+    return Measured(seconds, memory, processor)
 
 
 def tail(log: Path, lines: int = 15) -> str:
@@ -111,8 +117,8 @@ def forget_peak(pid: int) -> None:
         Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def _wait(process: Child, end: float) -> tuple[int, int]:
-    """The exit status and peak memory of ``process``, which is killed at the moment ``end``."""
+def _wait(process: Child, end: float) -> tuple[int, resource.struct_rusage]:
+    """The exit status and the resource usage of ``process``, which is killed at the moment ``end``."""
     pidfd = os.pidfd_open(process.pid)
     try:
         poll = select.poll()
@@ -123,4 +129,4 @@ def _wait(process: Child, end: float) -> tuple[int, int]:
     finally:
         os.close(pidfd)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss << 10
+    return process.returncode, usage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from measuring import Measured
@@ -19,6 +19,8 @@ class Times:
     seconds: tuple[float, ...]
     memory: int
     """Bytes: the greatest of all rounds."""
+    processor: tuple[float, ...] = ()
+    """Seconds of processors, in all rounds."""
 
     @property
     def median(self) -> float:
@@ -49,7 +51,11 @@ def rows(taken: Mapping[str, Mapping[str, Sequence[Measured]]], workloads: Seque
     """The rows in the order of ``workloads``, from what was measured by row and builder."""
     times = {
         name: {
-            builder: Times(tuple(each.seconds for each in measured), max(each.memory for each in measured))
+            builder: Times(
+                tuple(each.seconds for each in measured),
+                max(each.memory for each in measured),
+                tuple(each.processor for each in measured),
+            )
             for builder, measured in found.items()
         }
         for name, found in taken.items()
@@ -87,18 +93,35 @@ def markdown(rows: Sequence[Row], builders: Sequence[str]) -> str:
     return _aligned(head, body)
 
 
-def relative(rows: Sequence[Row], builders: Sequence[str]) -> str:
-    """A table in Markdown of medians, and in brackets their ratios to that of the first builder."""
-    head = ["s: median (ratio)", *builders]
-    body = [[row.name, *(_relative(row, each, builders[0]) for each in builders)] for row in rows]
-    return _aligned(head, body)
+def ratios(rows: Sequence[Row], builders: Sequence[str]) -> str:
+    """A table in Markdown of the medians of wall time, with their ratios to that of the first builder."""
+    return _relative("s: median (ratio)", rows, builders, _wall)
 
 
-def _relative(row: Row, builder: str, first: str) -> str:
+def processors(rows: Sequence[Row], builders: Sequence[str]) -> str:
+    """The same of the time of processors, which other work on the machine changes less."""
+    return _relative("processor s: median (ratio)", rows, builders, _processor)
+
+
+def _relative(title: str, rows: Sequence[Row], builders: Sequence[str], choose: Callable[[Times], float]) -> str:
+    body = [[row.name, *(_cell(row, each, builders[0], choose) for each in builders)] for row in rows]
+    return _aligned([title, *builders], body)
+
+
+def _wall(times: Times) -> float:
+    return times.median
+
+
+def _processor(times: Times) -> float:
+    return statistics.median(times.processor)
+
+
+def _cell(row: Row, builder: str, first: str, choose: Callable[[Times], float]) -> str:
     if not (times := row.times.get(builder)):
         return "-"
     base = row.times.get(first)
-    return seconds(times.median) + (f" ({times.median / base.median:.2f})" if base and builder != first else "")
+    ratio = f" ({choose(times) / choose(base):.2f})" if base and builder != first else ""
+    return f"{seconds(choose(times))}{ratio}"
 
 
 def _aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -120,7 +143,11 @@ def figures(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, object]]]:
     """Every round's seconds, for other programs."""
     return {
         row.name: {
-            name: {"seconds": [round(each, 4) for each in times.seconds], "memory": times.memory}
+            name: {
+                "seconds": [round(each, 4) for each in times.seconds],
+                "memory": times.memory,
+                "processor": [round(each, 4) for each in times.processor],
+            }
             for name, times in row.times.items()
         }
         for row in rows
