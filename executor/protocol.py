@@ -27,7 +27,7 @@ from platforms import decoding
 from platforms.emulation import Emulation
 from platforms.errors import Problem, ProtocolError
 
-VERSION: Final = 14
+VERSION: Final = 15
 PATIENCE: Final = 60.0
 """Seconds that the orchestrator of an executor elsewhere may be silent until it says another number (``Ping``)."""
 
@@ -305,6 +305,23 @@ class AskContextFiles(_Question, frozen=True, tag="context-files"):
     picked: tuple[PickedFiles, ...]
 
 
+class AskContextArtifact(_Question, frozen=True, tag="context-artifact"):
+    """Where a registry has what ``AskContextFiles`` would be answered with: a ``ContextArtifact`` as JSON.
+
+    Without an answer, that has to be asked for.
+    """
+
+    listing: str
+    picked: tuple[PickedFiles, ...]
+
+
+class ContextArtifact(msgspec.Struct, frozen=True):
+    """Content of files of a context, as a bundle, in the repository ``repository`` of a registry."""
+
+    repository: str
+    bundle: Descriptor
+
+
 class AskLayout(_Question, frozen=True, tag="layout"):
     """A file of the OCI layout that is the context ``name``, a ``SentLayoutContext``."""
 
@@ -333,6 +350,7 @@ Question = (
     | AskContext
     | AskContextParts
     | AskContextFiles
+    | AskContextArtifact
     | AskLayout
     | AskAgent
     | AskManifest
@@ -447,6 +465,16 @@ class _Context(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True
     name: str
 
 
+class GitOrigin(msgspec.Struct, frozen=True):
+    """The commit of a git repository that the files of a context are of (``executor.context.git.ResolvedRef``)."""
+
+    address: str
+    """As in ``executor.context.gitreference``; without a password."""
+    ref: str
+    target: str
+    commit: str
+
+
 class DirectoryContext(_Context, frozen=True, tag="directory"):
     """The directory ``path`` on the executor's disk."""
 
@@ -455,10 +483,19 @@ class DirectoryContext(_Context, frozen=True, tag="directory"):
     """The text of the ignore file."""
     owners: bool = False
     """Whether files keep their owners; otherwise all belong to root."""
+    git: GitOrigin | None = None
+    """Where others can get the files from, too."""
 
 
 class SentContext(_Context, frozen=True, tag="sent"):
     """Files that the orchestrator sends on request (``AskContext``), without those that the ignore file excludes."""
+
+    large: decoding.Int64 = 0
+    """Bytes of content that is lacking from which on it is first looked for elsewhere; 0: never."""
+    git: GitOrigin | None = None
+    """Where it is then looked for first."""
+    artifacts: bool = False
+    """Whether the rest of it, if that is as large, is asked for as an artifact (``AskContextArtifact``)."""
 
 
 class ImageContext(_Context, frozen=True, tag="image"):

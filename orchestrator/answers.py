@@ -41,10 +41,18 @@ _BLOCK: Final = 1 << 20
 
 
 def answers(
-    request: BuildRequest, job: protocol.Job, keychain: Keychain, registry: Registry, services: NodeServices
+    request: BuildRequest,
+    job: protocol.Job,
+    keychain: Keychain,
+    registry: Registry,
+    services: NodeServices,
+    repository: str = "",
 ) -> OnAsk:
-    """Return the function that answers requests of the executor of ``job``; ``services`` are for one on a node with
-    another disk."""
+    """Return the function that answers requests of the executor of ``job``.
+
+    ``services`` are for one on a node with another disk, ``repository`` is the one that content of contexts may be
+    pushed to for it; "" for none.
+    """
     secrets = {secret.id: secret for secret in request.secrets}
     contexts = {each.name: each for each in job.contexts}
     accounts = {each.name: each for each in request.cache_accounts}
@@ -52,15 +60,15 @@ def answers(
 
     async def answer(ask: protocol.Ask) -> Answer:
         match ask.question:
-            case protocol.AskToken(name, repository, scopes, fresh):
-                if not job.lends or not check_loan(job, name, repository, scopes):
+            case protocol.AskToken(name, path, scopes, fresh):
+                if not job.lends or not check_loan(job, name, path, scopes, repository):
                     return None
-                loan = await asyncio.to_thread(registry.lend, name, repository, scopes, fresh)
+                loan = await asyncio.to_thread(registry.lend, name, path, scopes, fresh)
                 return None if loan is None else msgspec.json.encode(loan)
-            case protocol.AskCredential(name, repository):
+            case protocol.AskCredential(name, path):
                 if job.lends or name not in registries:
                     return None  # no credential: a trigger of a base may name any image
-                found = await asyncio.to_thread(keychain, f"{name}/{repository}")
+                found = await asyncio.to_thread(keychain, f"{name}/{path}")
                 return None if found is None else msgspec.json.encode(found)
             case protocol.AskCacheAccount(name):
                 from orchestrator import cache_accounts
@@ -89,6 +97,13 @@ def answers(
                     if isinstance(context, DirectoryContext)
                     else None
                 )
+            case protocol.AskContextArtifact(name, listing, picked):
+                context = contexts.get(name)
+                if not repository or not isinstance(context, DirectoryContext):
+                    return None
+                sent = await asyncio.to_thread(services.contexts)
+                artifact = await asyncio.to_thread(sent.artifact, context, listing, picked, repository)
+                return None if artifact is None else msgspec.json.encode(artifact)
             case protocol.AskCacheEntry() | protocol.AskCacheBlob() | protocol.AskCacheExport():
                 if isinstance(ask.question, protocol.AskCacheEntry) and ask.question.name in services.ready:
                     await services.ready[ask.question.name]()

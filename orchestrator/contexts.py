@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
+from executor.protocol import GitOrigin
 from executor.solver.named import canonical
 from orchestrator.view import events
 from platforms.errors import ContextError, Interrupted, StoreError, UsageError
@@ -98,6 +99,8 @@ class ContextFiles(msgspec.Struct, frozen=True):
     """The file that is the Dockerfile if there is no other; "" to look for one."""
     modified: int | None = None
     """The time of the source's last change (of a commit, ``Last-Modified``) in seconds since 1970."""
+    git: GitOrigin | None = None
+    """The commit that it is, for who can fetch it, too."""
 
 
 def main(text: str, options: FetchOptions, *, keep_git_dir: bool = False) -> ContextFiles:
@@ -115,7 +118,7 @@ def main(text: str, options: FetchOptions, *, keep_git_dir: bool = False) -> Con
         return options.fetched.get(key, partial(main, text, own, keep_git_dir=keep_git_dir))
     repository = _repository(text)
     if repository is not None:
-        return _git(replace(repository, keep_git_dir=True) if keep_git_dir else repository, options)
+        return _git(text, replace(repository, keep_git_dir=True) if keep_git_dir else repository, options)
     if _is_url(text):
         path, modified = _download(text, options)
         return replace(_taken_apart(path, options), modified=modified)
@@ -135,7 +138,7 @@ def named(name: str, text: str, options: FetchOptions) -> ContextFiles:
     ``ContextError``."""
     repository = _repository(text)
     if repository is not None:
-        return _git(repository, options)
+        return _git(text, repository, options)
     if _is_url(text):
         path, modified = _download(text, options)
         return ContextFiles(os.path.dirname(path), fetched=True, modified=modified)
@@ -260,7 +263,7 @@ def _unpacked(path: str, options: FetchOptions) -> str | None:
     return directory
 
 
-def _git(repository: GitReference, options: FetchOptions) -> ContextFiles:
+def _git(text: str, repository: GitReference, options: FetchOptions) -> ContextFiles:
     from executor.context import git, gitprogram
 
     options.emit(events.Resolving(ref=str(repository)))
@@ -268,7 +271,10 @@ def _git(repository: GitReference, options: FetchOptions) -> ContextFiles:
     resolved = git.resolve(repository, options.directory(), access=access, cancel=options.cancel)
     options.emit(events.Resolved(ref=str(repository), digest=resolved.commit))
     found = git.checkout(repository, resolved, options.directory(), access=access, cancel=options.cancel)
-    return ContextFiles(found.path, fetched=True, modified=found.time)
+    origin = GitOrigin(text, resolved.ref, resolved.target, found.commit)
+    # A password stays here, and .git is not the same in two clones.
+    shared = repository.userinfo is None and not repository.keep_git_dir and text.isascii()
+    return ContextFiles(found.path, fetched=True, modified=found.time, git=origin if shared else None)
 
 
 def named_canonically(contexts: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

@@ -41,7 +41,9 @@ class ExecutorRun(msgspec.Struct, frozen=True):
         """Have the executor that ``acquire`` returns do the job; ``hear`` gets its events. Raises ``KanifoldError``."""
         session = self.session
         job = replace(self.job, lends=self.translation.job.lends)
-        on_ask = answers(self.request, job, session.keychain, session.registry, services)
+        routes = self.placement.contexts
+        repository = "" if routes is None else routes.repository_for(job)
+        on_ask = answers(self.request, job, session.keychain, session.registry, services, repository)
         connection = await acquire(self.placement.node, self._waits)
         for warning in warnings.wrong_clock(self.placement.node.name, connection.ahead):
             session.emit(warning)

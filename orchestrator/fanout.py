@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from platforms.platform import Platform
 
 Jobs = Sequence[tuple[Placement, protocol.Job]]
+_CLOSING: Final = 30.0
+_INTERRUPTED: Final = 1.5
+"""Seconds that removing what contexts have left in registries may take, and if the build was interrupted."""
 _EVENTS: Final = 10_000
 """Messages of an executor about its steps that are kept; of one that says more, none is."""
 
@@ -53,7 +56,7 @@ async def build_all(
     from asyncio_pool import AioPool
 
     stop: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    sent = node_services.contexts(session.store)
+    sent = node_services.contexts(session.store, session.registry, session.emit)
     shared, jobs = _shared(jobs, session.nodes)
     queues = _queues((placement for placement, _ in jobs), session.capacity.queues)
     build = _Build(session, request, executors, queues, stop, sent, shared, set())
@@ -63,18 +66,19 @@ async def build_all(
     for problem in dict.fromkeys(loopback_registries(job, placement) for placement, job in jobs):
         if problem is not None:
             session.emit(events.WarningRaised(problem=problem, rule=problem.kind))
-    pool = AioPool(size=request.jobs or len(jobs))
+    pool, patience = AioPool(size=request.jobs or len(jobs)), _CLOSING
     waiting = [pool.spawn_n(each.do()) for each in work]
     try:
         outcomes = await asyncio.shield(asyncio.gather(*waiting))
     except BaseException:
+        patience = _INTERRUPTED
         build.end("interrupted")
         ended = await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.gather(*(each.executor.abandon() for each in ended if isinstance(each, PlatformResult)))
         raise
     finally:
         if sent.done:
-            session.leave(asyncio.to_thread(sent().close))
+            session.leave(_closed(sent(), patience))
     built = tuple(each for each in outcomes if isinstance(each, PlatformResult))
     failed = tuple(each for each in outcomes if isinstance(each, PlatformFailure))
     return built, failed
@@ -89,6 +93,12 @@ def _shared(jobs: Jobs, nodes: Iterable[Node]) -> tuple[Mapping[Platform, Shared
     found = shared_stages(jobs, nodes)
     using = [(each, found[each.platform].user(job)) if each.platform in found else (each, job) for each, job in jobs]
     return found, using
+
+
+async def _closed(sent: SentContexts, patience: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            await asyncio.to_thread(sent.close)
 
 
 def _queues(placements: Iterable[Placement], known: dict[str, asyncio.Semaphore]) -> Mapping[str, asyncio.Semaphore]:

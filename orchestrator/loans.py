@@ -13,13 +13,15 @@ _PULL = frozenset({"pull"})
 _PUSH = frozenset({"pull", "push"})
 
 
-def check_loan(job: protocol.Job, registry: str, repository: str, scopes: Sequence[str]) -> bool:
+def check_loan(job: protocol.Job, registry: str, repository: str, scopes: Sequence[str], contexts: str = "") -> bool:
     """Return whether ``job`` has to do with ``repository`` of ``registry``: a trigger of a base may name any other.
+
+    ``contexts`` is the repository that contexts are read from; "" if they are not.
 
     Raises ``RegistryError`` for ``scopes`` (``token.scope``) beyond what it does there.
     """
     known: dict[tuple[str, str], frozenset[str]] = {}
-    for where, actions in _repositories(job):
+    for where, actions in _repositories(job, contexts):
         known[where] = known.get(where, frozenset()) | actions
     if (registry, repository) not in known:
         return False
@@ -31,10 +33,10 @@ def check_loan(job: protocol.Job, registry: str, repository: str, scopes: Sequen
     return True
 
 
-def _repositories(job: protocol.Job) -> Iterator[tuple[tuple[str, str], frozenset[str]]]:
+def _repositories(job: protocol.Job, contexts: str) -> Iterator[tuple[tuple[str, str], frozenset[str]]]:
     """Yield the repositories of ``job``, by registry and name, with allowed actions."""
     options = job.options
-    pulled = [pin.name for pin in job.pins]
+    pulled = [contexts, *(pin.name for pin in job.pins)]
     pulled += [each.image for each in job.contexts if isinstance(each, protocol.ImageContext)]
     pulled += [each.name for each in options.cache_from if isinstance(each, protocol.CacheInRegistry)]
     pushed = [*job.push]

@@ -15,7 +15,9 @@ from executor.store.store import Store
 
 if TYPE_CHECKING:
     from orchestrator.node_caches import NodeCaches, SharedSteps
+    from orchestrator.registries import Registry
     from orchestrator.sent_contexts import SentContexts
+    from orchestrator.view.events import Emit
 
 
 class NodeServices(msgspec.Struct, frozen=True):
@@ -32,9 +34,9 @@ def cache_name(directory: str) -> str:
     return f"directory {hashlib.sha256(directory.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
-def contexts(store: Store) -> Lazy[SentContexts]:
+def contexts(store: Store, registry: Registry, emit: Emit) -> Lazy[SentContexts]:
     """Return the contexts of a build."""
-    return Lazy(partial(_contexts, store))
+    return Lazy(partial(_contexts, store, registry, emit))
 
 
 def caches(job: protocol.Job, store: Store, steps: SharedSteps | None = None) -> Lazy[NodeCaches]:
@@ -43,10 +45,11 @@ def caches(job: protocol.Job, store: Store, steps: SharedSteps | None = None) ->
     return Lazy(partial(_caches, job, store, steps))
 
 
-def _contexts(store: Store) -> SentContexts:
+def _contexts(store: Store, registry: Registry, emit: Emit) -> SentContexts:
+    from orchestrator.context_artifacts import ContextArtifacts
     from orchestrator.sent_contexts import SentContexts  # which only nodes with another disk ask for
 
-    return SentContexts(store)
+    return SentContexts(store, ContextArtifacts(store, registry, emit))
 
 
 def _caches(job: protocol.Job, store: Store, steps: SharedSteps | None) -> NodeCaches:

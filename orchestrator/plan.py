@@ -101,7 +101,7 @@ def plan(
     """Return the plan for a Dockerfile; without ``platforms``, external images are not determined."""
     dockerfile = parse(source.data, source.name)
     found: list[protocol.Context] = [
-        protocol.DirectoryContext("", source.files.directory, source.ignore, source.files.owners)
+        protocol.DirectoryContext("", source.files.directory, source.ignore, source.files.owners, source.files.git)
     ]
     found += [named_context(key, value, options) for key, value in request.build_contexts]
     names = frozenset(each.name for each in found if each.name)
@@ -175,7 +175,7 @@ def named_context(name: str, value: str, options: FetchOptions) -> protocol.Cont
         return protocol.LayoutContext(name, os.path.abspath(value.removeprefix("oci-layout://")))
     found = contexts.named(name, value, options)
     ignore = "" if found.fetched else _ignore_text((found.directory, _IGNORE))
-    return protocol.DirectoryContext(name, found.directory, ignore)
+    return protocol.DirectoryContext(name, found.directory, ignore, git=found.git)
 
 
 def _dockerfile(request: BuildRequest, main: ContextFiles, options: FetchOptions) -> tuple[bytes, str, str]:

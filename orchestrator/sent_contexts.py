@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -22,7 +23,7 @@ from msgspec.structs import replace
 
 from executor.context import bundle, listing
 from executor.context.directory import open_context
-from executor.protocol import ContextPattern, DirectoryContext, PickedFiles
+from executor.protocol import ContextArtifact, ContextPattern, DirectoryContext, PickedFiles
 from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tree import Tree, TreeOptions
 from executor.solver import content, copying, keys, statwalk
@@ -35,6 +36,7 @@ from executor.store import metadata_cache
 from executor.store.removal import remove_tree
 from executor.store.spool import Batches
 from executor.store.store import Store
+from orchestrator.context_artifacts import ContextArtifacts
 from platforms.errors import ContextError, KanifoldError, ProtocolError
 
 Out = Callable[[bytes | memoryview], object]
@@ -53,10 +55,14 @@ _PATTERN: Final = 200
 
 
 class SentContexts:
-    """The contexts of one build. Thread-safe; each listing is made once for all executors."""
+    """The contexts of one build. Thread-safe; each listing is made once for all executors.
 
-    def __init__(self, store: Store) -> None:
+    ``artifacts`` are for content that goes by way of a registry; None to send everything.
+    """
+
+    def __init__(self, store: Store, artifacts: ContextArtifacts | None = None) -> None:
         self._store = store
+        self._artifacts = artifacts
         self._lock = threading.Lock()
         self._idle = threading.Condition()
         self._answering = 0
@@ -95,6 +101,20 @@ class SentContexts:
         with self._busy():
             self._listings[context, name].send_files(picked, partial(self._pass, out))
 
+    def artifact(
+        self, context: DirectoryContext, name: str, picked: tuple[PickedFiles, ...], repository: str
+    ) -> ContextArtifact | None:
+        """Return where ``repository`` has the content of files of a listing, as a bundle: it is pushed there once for
+        all executors. None if that is not possible, or no listing of this name was made of ``context``."""
+        with self._busy():
+            if self._artifacts is None or not self.has(context, name):
+                return None
+            listing = self._listings[context, name]
+            return self._artifacts.get((listing.name, picked), repository, partial(self._packed, listing, picked))
+
+    def _packed(self, listing: Listing, picked: Sequence[PickedFiles], out: Out) -> None:
+        listing.send_files(picked, partial(self._pass, out))
+
     def has(self, context: DirectoryContext, name: str) -> bool:
         """Whether a listing of this name was made of ``context``."""
         return (context, name) in self._listings
@@ -105,6 +125,8 @@ class SentContexts:
         with self._idle:
             self._idle.wait_for(lambda: not self._answering)
         self._background.shutdown()
+        if self._artifacts is not None:
+            self._artifacts.close()
         for each in self._trees.values():
             each.close()
         self._asked.clear()
@@ -329,6 +351,8 @@ class Listing:
     def send_files(self, picked: Sequence[PickedFiles], out: Out) -> None:
         """Pass the content of the files ``picked`` to ``out``, as a bundle."""
         packer = bundle.BundleWriter(out)
+        if any(before.part >= after.part for before, after in pairwise(picked)):
+            raise ProtocolError("an executor asked for the content of files twice")
         for each in picked:
             for index, entry in enumerate(self._part(each.part)):
                 if index // 8 < len(each.which) and each.which[index // 8] >> index % 8 & 1:

@@ -19,6 +19,7 @@ from executor import protocol
 from executor.registry.registry_settings import RegistrySettings
 from orchestrator.answers import registries_of
 from orchestrator.node_services import cache_name
+from orchestrator.nodes.node import ContextRoutes
 from orchestrator.nodes.placement import Placement
 from platforms.errors import Problem, StoreError, UsageError
 from platforms.hosts import is_loopback
@@ -81,8 +82,10 @@ class Unchanged:
 class Apart:
     """For a node ``node`` with another disk. Raises ``UsageError`` for a job that is not possible there."""
 
-    def __init__(self, job: protocol.Job, node: str) -> None:
+    def __init__(self, job: protocol.Job, node: str, routes: ContextRoutes | None = None) -> None:
         _refuse(job, node)
+        artifacts = routes is not None and bool(routes.repository_for(job))
+        large = 0 if routes is None else routes.large
         self._name = job.dockerfile_name
         self._node = node
         self._kept: dict[tuple[str, str], Problem] = {}
@@ -97,7 +100,7 @@ class Apart:
             emulation=None,  # determined there
             lends=True,  # a password stays here
             dockerfile_name=_shown(job.dockerfile_name),
-            contexts=tuple(map(_context, job.contexts)),
+            contexts=tuple(_context(each, large, artifacts=artifacts) for each in job.contexts),
             options=replace(
                 job.options,
                 root="",  # the default store of executors there
@@ -134,7 +137,7 @@ class Apart:
 
 def translate(job: protocol.Job, placement: Placement) -> Translation:
     """Return ``job`` for the node of ``placement``. Raises ``UsageError`` if it is not possible there."""
-    return Unchanged(job) if placement.shares_disk else Apart(job, placement.node.name)
+    return Unchanged(job) if placement.shares_disk else Apart(job, placement.node.name, placement.contexts)
 
 
 def loopback_registries(job: protocol.Job, placement: Placement) -> Problem | None:
@@ -192,10 +195,10 @@ def _refuse(job: protocol.Job, node: str) -> None:
             )
 
 
-def _context(context: protocol.Context) -> protocol.Context:
+def _context(context: protocol.Context, large: int, *, artifacts: bool) -> protocol.Context:
     match context:
         case protocol.DirectoryContext(name):
-            return protocol.SentContext(name)
+            return protocol.SentContext(name, large, context.git if large else None, artifacts)
         case protocol.LayoutContext(name, path):
             from executor.registry.layout import split_location
 

@@ -311,6 +311,9 @@ class MemoryRegistry:
             return Said(201, {"Docker-Content-Digest": digest, "Location": asked.path})
         if (repository, name) not in self.manifests:
             return error(404, "MANIFEST_UNKNOWN", "manifest unknown")
+        if asked.method == "DELETE":
+            del self.manifests[repository, name]
+            return Said(202)
         media_type, data = self.manifests[repository, name]
         return Said(200, {"Content-Type": media_type, "Docker-Content-Digest": digest_of(data)}, data)
 

@@ -15,15 +15,17 @@ the first request.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import BinaryIO, Final, Literal, Self, TypeVar
 
 from msgspec.structs import replace
 
 from executor.image import mediatypes
-from executor.image.digest import check_digest
-from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, parse
+from executor.image.digest import check_digest, sha256
+from executor.image.manifest import MANIFEST_LIMIT, Descriptor, Index, Manifest, describe, parse
 from executor.registry import transfer, upload
 from executor.registry.auth import Keychain, Lend, Loan, anonymous
 from executor.registry.failure import codes
@@ -53,6 +55,8 @@ _ANSWERED: Final = frozenset({200}) | frozenset(range(400, 500)) - {408, 429}
 _STORED: Final = frozenset({200, 201, 202})
 _REFUSED: Final = frozenset(range(400, 500)) - {401, 408, 413, 429}
 """Final answers to the PUT of a manifest: not tried again."""
+_DELETED: Final = frozenset({200, 202, 204, 404})
+_EMPTY: Final = b"{}"
 _NOT_YET: Final = frozenset({"MANIFEST_BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "BLOB_UNKNOWN"})
 """Error codes for content that a manifest refers to and the registry does not have."""
 _UNKNOWN_TYPE: Final = frozenset({400, 404, 405, 406, 409, 415, 422})
@@ -289,6 +293,25 @@ class Client:
             raise RegistryError(what, why=f"the registry stored something else: {printable(said, 100)} for {digest}")
         return stored
 
+    def push_artifact(self, reference: Reference, config_type: str, layer: Descriptor, path: str) -> Descriptor:
+        """Push an artifact with one layer, the file ``path``, and an empty config of the type ``config_type``; return
+        the descriptor of its manifest."""
+        config = Descriptor(config_type, sha256(_EMPTY), len(_EMPTY))
+        self.push(reference, layer, partial(_open, path))
+        self.push(reference, config, partial(io.BytesIO, _EMPTY))
+        manifest = Manifest(mediatypes.OCI_MANIFEST, config, (layer,))
+        return self.put_manifest(reference.repository_only(), describe(manifest)[1], manifest.media_type)
+
+    def delete_manifest(self, reference: Reference) -> None:
+        """Delete the manifest with the digest of ``reference``, which need not be there. Raises ``RegistryError`` if
+        the registry does not allow that."""
+        endpoint = origin_endpoint(reference)
+        what = f"cannot delete {reference.familiar()}"
+        scopes = merged(scope(endpoint.repository, "pull", "delete"))
+        path = f"manifests/{_digest(reference.digest)}"
+        with self._watched(what):
+            self._session.call(endpoint, EndpointRequest(what, "DELETE", path, scopes, accept=_DELETED))
+
     # -- inside
 
     def _watched(self, what: str) -> AbstractContextManager[None]:
@@ -407,6 +430,10 @@ class Client:
                 remedy="the registry's copy is damaged, or someone altered it on the way",
             )
         return document, reply.body, Descriptor(document.media_type, digest, len(reply.body))
+
+
+def _open(path: str) -> BinaryIO:
+    return open(path, "rb")
 
 
 def _manifest_call(

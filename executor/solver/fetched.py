@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from executor import protocol
 from executor.context import gitreference, http
 from executor.context.gitreference import GitReference
 from executor.conversation import Conversation
 from executor.dockerfile.instructions import Add
-from executor.rootfs.tree import open_directory
+from executor.rootfs.tree import Tree, open_directory
 from executor.solver import copying, keys
 from executor.solver.agent import forwarded
 from executor.solver.archives import copy_archive
@@ -26,6 +30,7 @@ from executor.solver.services import Downloads
 from executor.store import metadata_cache
 from executor.store.store import Store
 from platforms import decoding
+from platforms.errors import ContextError, Interrupted
 
 if TYPE_CHECKING:
     from executor.context.git import ResolvedRef
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
 
 _AGENT: Final = "default"
 """The SSH agent that git may use (BuildKit, llb.MountSSHSock)."""
+_ANSWER: Final = 15.0
+"""Seconds in which the git server of a context has to answer: from a cluster it may be out of reach, with packets that
+are dropped."""
 _SOCKET_DIRECTORY: Final = 100
 """Bytes that the path of a socket's directory may have: unix(7) allows 107 for the whole path."""
 
@@ -77,7 +85,7 @@ class Fetcher(msgspec.Struct, frozen=True):
         with self.downloads.lock:
             found = self.downloads.commits.get(repository)
             if found is None:
-                with self._access(repository) as access:
+                with self.access(repository) as access:
                     found = self.downloads.commits[repository] = git.resolve(
                         repository, self.scratch.new(), access=access, cancel=self.cancellation.future
                     )
@@ -88,11 +96,11 @@ class Fetcher(msgspec.Struct, frozen=True):
         from executor.context import git
 
         resolved, cancel = self.resolve(repository), self.cancellation.future
-        with self._access(repository) as access:
+        with self.access(repository) as access:
             return git.checkout(repository, resolved, self.scratch.new(), access=access, cancel=cancel).path
 
     @contextmanager
-    def _access(self, repository: GitReference) -> Iterator[Access]:
+    def access(self, repository: GitReference) -> Iterator[Access]:
         """Yield the credentials for ``repository``: secrets, and the SSH agent of ``--ssh default``."""
         from executor.context import git, gitprogram
 
@@ -165,3 +173,46 @@ class FromGit(msgspec.Struct, frozen=True):
         tree = self.fetcher.scratch.keep(open_directory(self.fetcher.check_out(self.repository), owner=(0, 0)))
         source = CopySource(tree, "/", wildcards=False, contents=True, context=True)
         copying.copy(plan, source, destination, copy_options)
+
+
+def check_out_origin(fetcher: Fetcher, origin: protocol.GitOrigin) -> Tree:
+    """Check out the commit that a context is of, whose files are known by their digests.
+
+    Raises ``ContextError``; ``EnvironmentUnfit`` without git.
+    """
+    from executor.context import git
+
+    repository = gitreference.parse(origin.address)
+    if repository is None:
+        raise ContextError(f"{origin.address} is no git repository")
+    resolved = git.ResolvedRef(origin.ref, origin.target, origin.commit)
+    scratch, cancellation = fetcher.scratch, fetcher.cancellation
+    with fetcher.access(repository) as access:
+        _find_server(repository, access, scratch.new(), cancellation)
+        found = git.checkout(repository, resolved, scratch.new(), access=access, cancel=cancellation.future)
+    return scratch.keep(open_directory(found.path, owner=(0, 0)))
+
+
+def _find_server(repository: GitReference, access: Access, directory: str, cancellation: Cancellation) -> None:
+    """Raise ``ContextError`` unless the server of ``repository`` answers a small request soon."""
+    from executor.context import git
+
+    ref = "" if gitreference.is_commit(repository.ref) else repository.ref
+    asked = replace(repository, ref=ref, checksum="", fetch_by_commit=False)
+    stop: Future[None] = Future()
+    timer = threading.Timer(_ANSWER, _stop, (stop,))
+    timer.daemon = True
+    timer.start()
+    cancellation.future.add_done_callback(partial(_stop, stop))
+    try:
+        git.resolve(asked, directory, access=access, cancel=stop)
+    except Interrupted as error:
+        cancellation.check()
+        raise ContextError("the server does not answer", why=f"there was nothing in {_ANSWER:.0f} seconds") from error
+    finally:
+        timer.cancel()
+
+
+def _stop(stop: Future[None], *_: object) -> None:
+    with suppress(InvalidStateError):  # it was stopped before
+        stop.set_result(None)

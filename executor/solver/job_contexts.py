@@ -85,16 +85,25 @@ def _open(context: protocol.FilesContext, opening: _Opening) -> Tree:
         case protocol.DirectoryContext():
             return opening.scratch.keep(open_context(context.path, context.ignore, owners=context.owners))
         case protocol.SentContext():
-            return _sent(context.name, opening)
+            return _sent(context, opening)
         case _:
             assert_never(context)
 
 
-def _sent(name: str, opening: _Opening) -> Tree:
+def _sent(context: protocol.SentContext, opening: _Opening) -> Tree:
     """Return the files of a context that the orchestrator sends."""
-    from executor.solver.sent_context import ContextSender, SentTree  # which builds on this machine have not
+    from executor.solver.context_content import ContextSender  # which builds on this machine have not
+    from executor.solver.sent_context import SentTree
     from executor.solver.usual_patterns import usual_patterns
 
     services = opening.services
-    source = ContextSender(name, opening.build, services.conversation, services.store, services.cancellation)
-    return SentTree(source, partial(usual_patterns, opening.plan, name))
+    source = ContextSender(
+        context,
+        opening.build,
+        services.conversation,
+        services.store,
+        services.cancellation,
+        services.registry,
+        opening.scratch,
+    )
+    return SentTree(source, partial(usual_patterns, opening.plan, context.name))

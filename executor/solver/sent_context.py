@@ -16,22 +16,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
 from executor import protocol
-from executor.context import bundle, listing
-from executor.conversation import Conversation
+from executor.context import listing
 from executor.protocol import ContextPattern, PickedFiles
 from executor.rootfs.entry import KIND_OF_MODE, Entry, Kind
 from executor.rootfs.tree import Tree, TreeOptions
+from executor.solver import context_content
+from executor.solver.context_content import Arriving, ContextSender, GitContent
 from executor.solver.external_sort import order
 from executor.solver.lazy import Lazy
-from executor.solver.lifetime import Cancellation
-from executor.store import blobs, faults, locks
+from executor.store import blobs
 from executor.store.blobs import StoredBlob
-from executor.store.store import Store
-from platforms.descriptors import write_all
 from platforms.errors import ContextError, ProtocolError
 
 _NO_CONTENT: Final = b"/dev/null"
@@ -40,111 +37,7 @@ _HELD: Final = 32
 _LOOKED_UP: Final = 2000
 _REQUESTED: Final = 20_000
 """Files that are looked up, and requested, together."""
-_ADDED: Final = 256
-_ADDED_BYTES: Final = 32 << 20
-"""Files, and bytes in them, that are added to the store together."""
 _MODE_OF_KIND: Final = {kind: mode for mode, kind in KIND_OF_MODE.items()}
-
-
-class ContextSender(msgspec.Struct, frozen=True):
-    """Where a context comes from."""
-
-    name: str
-    """That of the context."""
-    build: str
-    """``protocol.Job.build``."""
-    conversation: Conversation
-    store: Store
-    cancellation: Cancellation
-
-    def lock(self) -> locks.Lock:
-        """Acquire the lock under which executors of the build receive files of the context."""
-        return locks.lock(self.store, f"context {self.build} {self.name}", cancel=self.cancellation.future)
-
-
-class _Arriving:
-    """Adds the items of a bundle to the store: blobs that are ``expected``, each verified."""
-
-    def __init__(self, source: ContextSender, expected: Iterator[StoredBlob | str], total: int = 0) -> None:
-        self._source = source
-        self._expected = expected
-        """Blobs, or digests of blobs whose size is not known."""
-        self._total = total
-        self._done = 0
-        self._made: list[tuple[str, StoredBlob]] = []
-        self._bytes = 0
-        self._digest = ""
-        self._size = 0
-        self._fd = -1
-        self._path = ""
-        self._hash = hashlib.sha256()
-
-    def begin(self, size: int) -> None:
-        """Open the file of the next blob."""
-        expected = next(self._expected, None)
-        if expected is None:
-            raise ProtocolError("the orchestrator sent more than it was asked for")
-        if isinstance(expected, StoredBlob):
-            self._digest, wanted = expected.digest, size == expected.size
-        else:
-            self._digest, wanted = expected, size <= listing.PART_LIMIT
-        if not wanted:
-            raise ProtocolError(f"the orchestrator sent {size} bytes in place of {self._digest}")
-        store = self._source.store
-        self._path, self._size, self._hash = store.session.temporary(), size, hashlib.sha256()
-        with faults.translated(store.root, "cannot keep a file of the context"):
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-    def write(self, data: memoryview) -> None:
-        """Append to the file."""
-        self._hash.update(data)
-        with faults.translated(self._source.store.root, "cannot keep a file of the context"):
-            write_all(self._fd, data)
-
-    def end(self) -> None:
-        """Verify the blob, and add it to the store together with others."""
-        self.close()
-        digest = f"sha256:{self._hash.hexdigest()}"
-        if digest != self._digest:
-            raise ProtocolError("the orchestrator sent another file than it was asked for", why=f"it has {digest}")
-        self._made.append((self._path, StoredBlob(digest, self._size)))
-        self._bytes += self._size
-        if len(self._made) >= _ADDED or self._bytes >= _ADDED_BYTES:
-            self._add()
-
-    def finish(self) -> None:
-        """Add what is left. Raises ``ProtocolError`` if blobs are missing."""
-        self._add()
-        if next(self._expected, None) is not None:
-            raise ProtocolError("the orchestrator sent less than it was asked for")
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def _add(self) -> None:
-        blobs.adopt_all(self._source.store, self._made)
-        self._done += self._bytes
-        self._made, self._bytes = [], 0
-        if self._total:
-            name = self._source.name or "build context"
-            self._source.conversation.send(
-                protocol.Transfer(protocol.Action.CONTEXT, name, min(self._done, self._total), self._total)
-            )
-
-
-def _receive(source: ContextSender, question: protocol.Question, arriving: _Arriving) -> None:
-    """Receive the bundle that is the answer to ``question``."""
-    unpacker = bundle.BundleReader(arriving)
-    try:
-        if not source.conversation.ask_into(unpacker.feed, question):
-            raise ProtocolError(f"the orchestrator does not have its listing of the context {source.name!r}")
-        unpacker.finish()
-        arriving.finish()
-    finally:
-        arriving.close()
 
 
 class _Listing:
@@ -222,6 +115,8 @@ class SentTree(Tree):
         self._source = source
         self._usual = usual
         """Patterns that will probably be looked up: they are requested together with the first."""
+        origin = source.context.git
+        self._git = None if origin is None else GitContent(source, origin)
         self._lock = threading.Lock()
         self._expected: dict[ContextPattern, str] = {}
         """The name of the listing of what was requested."""
@@ -265,8 +160,8 @@ class SentTree(Tree):
             there = blobs.find_all(source.store, digests)
             lacking = [number for number, digest in enumerate(digests) if digest not in there]
             if lacking:
-                arriving = _Arriving(source, iter([digests[number] for number in lacking]))
-                _receive(source, protocol.AskContextParts(source.name, name, tuple(lacking)), arriving)
+                arriving = Arriving(source, iter([digests[number] for number in lacking]))
+                context_content.receive(source, protocol.AskContextParts(source.name, name, tuple(lacking)), arriving)
         self._listings = (_Listing(source, name, digests), *self._listings)
         self._expected.update(dict.fromkeys(patterns, name))
 
@@ -279,13 +174,17 @@ class SentTree(Tree):
                 there = blobs.find_all(self._source.store, [f"sha256:{each.digest}" for each in some])
                 lacking.update((each.digest, each) for each in some if f"sha256:{each.digest}" not in there)
                 if len(lacking) >= _REQUESTED:
-                    self._request(lacking.values())
+                    self._request(list(lacking.values()))
                     lacking.clear()
             if lacking:
-                self._request(lacking.values())
+                self._request(list(lacking.values()))
 
-    def _request(self, entries: Iterable[Entry]) -> None:
+    def _request(self, entries: Sequence[Entry]) -> None:
         """Receive the content of ``entries``."""
+        source = self._source
+        if self._git is not None and source.is_large(entries):
+            entries = self._git.add(entries)
+        artifact = source.context.artifacts and source.is_large(entries)
         places: dict[_Listing, list[tuple[int, int]]] = {}
         for entry in entries:
             found = next((each for each in self._listings if _has_content(each.find(entry.path), entry.digest)), None)
@@ -294,14 +193,20 @@ class SentTree(Tree):
             places.setdefault(found, []).append(found.place(order(entry.path)))
         for listed, chosen in places.items():
             chosen.sort()
-            expected = [listed.at(*each) for each in chosen]
-            sizes = [StoredBlob(f"sha256:{each.digest}", each.size) for each in expected if each is not None]
             picked = tuple(
                 PickedFiles(number, _bits([index for _, index in which]))
                 for number, which in groupby(chosen, key=_part_of)
             )
-            arriving = _Arriving(self._source, iter(sizes), sum(each.size for each in sizes))
-            _receive(self._source, protocol.AskContextFiles(self._source.name, listed.name, picked), arriving)
+            arriving = self._arriving(listed, chosen)
+            if not (artifact and context_content.receive_artifact(source, listed.name, picked, arriving)):
+                question = protocol.AskContextFiles(source.name, listed.name, picked)
+                context_content.receive(source, question, self._arriving(listed, chosen))
+
+    def _arriving(self, listed: _Listing, chosen: Sequence[tuple[int, int]]) -> Arriving:
+        """Return what adds the content of the entries at the places ``chosen``, in this order."""
+        expected = [listed.at(*each) for each in chosen]
+        sizes = [StoredBlob(f"sha256:{each.digest}", each.size) for each in expected if each is not None]
+        return Arriving(self._source, iter(sizes), sum(each.size for each in sizes))
 
     # -- as a tree
 

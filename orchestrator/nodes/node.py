@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -16,6 +16,7 @@ from platforms.errors import EnvironmentUnfit
 from platforms.platform import Platform
 
 if TYPE_CHECKING:
+    from executor import protocol
     from orchestrator.connection import Connection
 
 
@@ -28,6 +29,23 @@ class Support(msgspec.Struct, frozen=True):
     """How, as determined on this machine; None if the executor has to determine it."""
     unfit: EnvironmentUnfit | None = None
     """Why it is not supported. Irrelevant for a build that only copies files."""
+
+
+PUSHED: Final = "image"
+"""In place of a repository: that of the image."""
+
+
+class ContextRoutes(msgspec.Struct, frozen=True):
+    """How content of contexts that a node lacks gets there if it is as much as ``large`` bytes: a git repository is
+    fetched there, other files are read from a registry."""
+
+    large: int
+    repository: str = ""
+    """The repository that they are pushed to, or ``PUSHED``; "" to send them."""
+
+    def repository_for(self, job: protocol.Job) -> str:
+        """Return the repository for the contexts of ``job``; "" if they are sent."""
+        return next(iter(job.push), "") if self.repository == PUSHED else self.repository
 
 
 class Description(msgspec.Struct, frozen=True):
@@ -55,6 +73,8 @@ class Description(msgspec.Struct, frozen=True):
     """Free bytes of the disk of its store; 0 if unknown."""
     shares_disk: bool = False
     """Whether paths of this machine, also that of its store, are valid there."""
+    contexts: ContextRoutes | None = None
+    """How contexts get there, if there is a faster way than to be sent."""
     scheduled: bool = False
     """Whether a scheduler finds a place for each executor: any number of them, each of which may have to wait."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from orchestrator.nodes.node import Description, Node, Support
+from orchestrator.nodes.node import ContextRoutes, Description, Node, Support
 from orchestrator.plan import BuildPlan
 from orchestrator.request import BuildRequest
 from platforms import binfmt, host
@@ -69,6 +69,8 @@ class Placement(msgspec.Struct, frozen=True):
     shares_disk: bool = False
     most: int = 0
     """How many jobs run on the node at a time; 0 for any number."""
+    contexts: ContextRoutes | None = None
+    """As in its description."""
     host: Platform | None = None
     """The platform of the node itself; None if it is not known."""
     why: str = ""
@@ -285,6 +287,7 @@ def _placement(candidate: Candidate, platform: Platform) -> Placement:
         description.runs(platform),
         description.shares_disk,
         candidate.most,
+        description.contexts,
         host=description.platform,
     )
 

@@ -35,7 +35,8 @@ def test_every_option() -> None:
         f"kubernetes://c/n?{IMAGE}&image-pull-policy=Always&image-pull-secrets=a,b&image-pull-secrets=c"
         "&profile=restricted&service-account=builder&registry-secret=push&store=cache-{arch}&store-size=20Gi"
         "&cpu=500m&memory=1.5Gi&cpu-limit=4&memory-limit=8Gi&node-selector=pool=builds,example.com/ssd="
-        "&tolerations=builds=only:NoSchedule,spot&arch=amd64,arm64&template=/etc/pod.yaml&deadline=2h&ttl=90&wait=15m"
+        "&tolerations=builds=only:NoSchedule,spot&arch=amd64,arm64"
+        "&context-limit=1Gi&context-repository=a.example/b&template=/etc/pod.yaml&deadline=2h&ttl=90&wait=15m"
     )
     assert found == KubernetesAddress(
         "c",
@@ -55,6 +56,8 @@ def test_every_option() -> None:
         (("pool", "builds"), ("example.com/ssd", "")),
         (Toleration("builds", "only", "NoSchedule"), Toleration("spot")),
         ("amd64", "arm64"),
+        1 << 30,
+        "a.example/b",
         "/etc/pod.yaml",
         7200,
         90,
@@ -79,6 +82,10 @@ def test_every_option() -> None:
         (f"{IMAGE}&template=pod.yaml", "write the path from / or ~ on"),
         (f"{IMAGE}&deadline=0", "it has to be more than 0"),
         (f"{IMAGE}&deadline=soon", "that is no duration"),
+        (f"{IMAGE}&context-limit=0", "that is no size (64Mi, 1g)"),
+        (f"{IMAGE}&context-limit=much", "that is no size"),
+        (f"{IMAGE}&context-repository=a/b:c", "a repository has no tag and no digest"),
+        (f"{IMAGE}&context-repository=a//b", "context-repository=a//b:"),
         (f"{IMAGE}&registry-secret=Push!", "that is no name of an object"),
         (f"{IMAGE}&store=../x", "that is no name of an object"),
         ("image=a/b:c:d", "image=a/b:c:d:"),

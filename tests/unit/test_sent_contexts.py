@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from executor import protocol
 from executor.context import bundle, listing
 from executor.protocol import ContextPattern, DirectoryContext, PickedFiles
+from executor.registry.client import Client
 from executor.rootfs.entry import Entry, Kind
-from executor.solver.lifetime import Cancellation
-from executor.solver.sent_context import ContextSender, SentTree
+from executor.solver.context_content import ContextSender
+from executor.solver.lazy import Lazy
+from executor.solver.lifetime import Cancellation, ScratchSpace
+from executor.solver.sent_context import SentTree
 from executor.store import blobs, stat_cache
 from executor.store.store import Store, open_store
 from orchestrator.sent_contexts import SentContexts
@@ -252,8 +255,23 @@ def far(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
+def no_client() -> Client:
+    raise AssertionError
+
+
 def tree(pipe: Pipe, far: Store) -> SentTree:
-    return SentTree(ContextSender("", "build", cast("Any", pipe), far, Cancellation()), lambda: ())
+    return SentTree(
+        ContextSender(
+            protocol.SentContext(""),
+            "build",
+            cast("Any", pipe),
+            far,
+            Cancellation(),
+            Lazy(no_client),
+            ScratchSpace(far.session.temporary()),
+        ),
+        lambda: (),
+    )
 
 
 def test_a_tree_that_is_sent_looks_like_the_directory(

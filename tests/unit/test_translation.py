@@ -16,6 +16,7 @@ from executor.protocol import (
     CacheInBucket,
     CacheInContainer,
     DirectoryContext,
+    GitOrigin,
     ImageContext,
     Job,
     LayoutContext,
@@ -26,8 +27,9 @@ from executor.protocol import (
 from executor.registry.registry_settings import RegistryCertificates, RegistrySettings
 from executor.step_options import StepOptions
 from orchestrator.nodes.command_node import CommandNode
+from orchestrator.nodes.node import ContextRoutes
 from orchestrator.nodes.placement import Placement
-from orchestrator.translation import REFUSED, TRANSLATED, UNCHANGED, loopback_registries, translate
+from orchestrator.translation import REFUSED, TRANSLATED, UNCHANGED, Apart, loopback_registries, translate
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import Location, Problem
 from platforms.parsing import parse
@@ -84,6 +86,28 @@ def test_a_node_that_shares_the_disk_gets_the_job_as_it_is() -> None:
 )
 def test_contexts_are_sent(here: DirectoryContext | LayoutContext, there: SentContext | SentLayoutContext) -> None:
     assert sent(Job(1, "linux/amd64", b"", contexts=(here,))).contexts == (there,)
+
+
+ORIGIN = GitOrigin("https://example.com/a.git", "refs/heads/main", "1" * 40, "1" * 40)
+PUSHED_TO = ("registry.example.com/app",)
+
+
+@pytest.mark.parametrize(
+    ("push", "routes", "there"),
+    [
+        (PUSHED_TO, None, SentContext("")),
+        (PUSHED_TO, ContextRoutes(7), SentContext("", 7, ORIGIN)),
+        (PUSHED_TO, ContextRoutes(7, "registry.example.com/contexts"), SentContext("", 7, ORIGIN, True)),
+        (PUSHED_TO, ContextRoutes(7, "image"), SentContext("", 7, ORIGIN, True)),
+        ((), ContextRoutes(7, "image"), SentContext("", 7, ORIGIN, False)),
+    ],
+    ids=["none", "git", "a repository", "that of the image", "no image is pushed"],
+)
+def test_large_contexts_take_the_ways_of_the_node(
+    push: tuple[str, ...], routes: ContextRoutes | None, there: SentContext
+) -> None:
+    job = Job(1, "linux/amd64", b"", contexts=(DirectoryContext("", "/here", git=ORIGIN),), push=push)
+    assert Apart(job, "elsewhere", routes).job.contexts == (there,)
 
 
 def test_the_store_and_the_emulator_are_the_nodes_own() -> None:

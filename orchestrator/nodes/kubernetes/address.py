@@ -16,7 +16,8 @@ from urllib.parse import unquote
 import msgspec
 
 from executor.dockerfile.suggestions import hint
-from platforms import durations
+from orchestrator.nodes.node import PUSHED
+from platforms import durations, sizes
 from platforms.errors import UsageError, printable
 
 SCHEME: Final = "kubernetes://"
@@ -67,6 +68,11 @@ class KubernetesAddress(msgspec.Struct, frozen=True):
     tolerations: tuple[Toleration, ...] = ()
     architectures: tuple[str, ...] = ()
     """Those that the cluster has, or gets when they are asked for; empty for those of its nodes."""
+    context_limit: int = 64 << 20
+    """Bytes of files of a context that a Pod lacks from which on they do not go over its stream if that can be: a git
+    repository is fetched there, other files are read from ``context_repository``."""
+    context_repository: str = ""
+    """A repository for them, or ``image`` for that of the image; "" for none."""
     template: str = ""
     """The path of a file with a patch of the Pod template."""
     deadline: int = 3600
@@ -161,6 +167,27 @@ def _image(value: str) -> str:
     return value
 
 
+def _repository(value: str) -> str:
+    from executor.registry import reference
+
+    if value == PUSHED:
+        return value
+    try:
+        found = reference.parse(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    if found.tag or found.digest:
+        raise ValueError("a repository has no tag and no digest")
+    return str(found.repository_only())
+
+
+def _size(value: str) -> int:
+    found = sizes.number_of_bytes(value.removesuffix("i"))  # as the API writes it: 64Mi
+    if not found:
+        raise ValueError("that is no size (64Mi, 1g)")
+    return found
+
+
 def _quantity(value: str) -> str:
     return _matching(_QUANTITY, "quantity (2, 500m, 4Gi)", value)
 
@@ -248,6 +275,8 @@ _READERS: Final[Mapping[str, tuple[str, Callable[[str], object]]]] = {
     "node-selector": ("node_selector", _labels),
     "tolerations": ("tolerations", _tolerations),
     "arch": ("architectures", _architectures),
+    "context-limit": ("context_limit", _size),
+    "context-repository": ("context_repository", _repository),
     "template": ("template", _path),
     "deadline": ("deadline", _positive),
     "ttl": ("ttl", _seconds),

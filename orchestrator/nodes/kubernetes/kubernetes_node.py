@@ -26,7 +26,7 @@ from orchestrator.nodes.kubernetes.job_queue import Order
 from orchestrator.nodes.kubernetes.namespace_watch import JobView
 from orchestrator.nodes.kubernetes.pod_states import ClusterEvent, Pod
 from orchestrator.nodes.kubernetes.pod_stream import BusyError, PodStream
-from orchestrator.nodes.node import Description, Say, Support, silent
+from orchestrator.nodes.node import ContextRoutes, Description, Say, Support, silent
 from platforms import binfmt
 from platforms.errors import EnvironmentUnfit, KanifoldError
 from platforms.parsing import parse
@@ -115,6 +115,7 @@ class KubernetesNode:
             support=tuple((each, self._support(each, own, there=there)) for each in platforms),
             kanifold=__version__,
             protocol=protocol.VERSION,
+            contexts=ContextRoutes(self._cluster.address.context_limit, self._cluster.address.context_repository),
             scheduled=True,
             absent=not there,
             emulators=tuple(each for each in binfmt.QEMU if each != self._architecture) if there else (),
