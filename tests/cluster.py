@@ -685,6 +685,11 @@ def running() -> Iterator[Cluster]:
 # -- fixtures
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have the tests that use the cluster come last: it takes processor time as long as it is there."""
+    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The cluster that $KANIFOLD_CLUSTER names, or one for the session."""

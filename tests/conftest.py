@@ -15,11 +15,16 @@ from pathlib import Path
 
 import bases
 import debian_registry
+import hypothesis
 import ordinary_user
 import pytest
 from oci_layout import Seen, image_manifests, read_image
 from ordinary_user import User
 from registry_server import MemoryRegistry, Served, served
+
+# How long a test takes says nothing on a busy machine.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 pytest_plugins = (
     "hosts",

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_OF_THE_CHECKS = ("mypy*", "_mypy*", "ruff*", "pip", "pip-*", "_pytest", "pytest*", "hypothesis*", "setuptools*")
+_OF_THE_CHECKS = (
+    "mypy*", "_mypy*", "ruff*", "pip", "pip-*", "_pytest", "pytest*", "xdist", "execnet*", "hypothesis*", "setuptools*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

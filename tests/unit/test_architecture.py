@@ -471,7 +471,7 @@ def test_third_party_imports_are_declared() -> None:
 
 
 def test_every_dependency_is_used() -> None:
-    programs = {"mypy", "ruff", "types-pyyaml"}
+    programs = {"mypy", "pytest-xdist", "ruff", "types-pyyaml"}
     used = {name for module in (*MODULES, *(ROOT / "tests").rglob("*.py")) for name in imported(module)}
     assert declared() - programs - used == set()
 
