@@ -526,8 +526,9 @@ class Cluster:
     def start_api_server(self) -> None:
         """Start the API server, which records what clients that are not its own ask for."""
         api, certificates, policy = self.address(1), self.folder / "certificates", self.folder / "audit.yaml"
-        unrecorded = {"level": "None", "userGroups": ["system:nodes", "system:unauthenticated"]}
-        others = {"level": "None", "users": ["system:kube-controller-manager", "system:kube-scheduler", "api-server"]}
+        unrecorded = {"level": "None", "userGroups": ["system:nodes", "system:serviceaccounts:kube-system"]}
+        components = ("kube-controller-manager", "kube-scheduler", "apiserver")
+        others = {"level": "None", "users": [f"system:{each}" for each in components]}
         rules = [unrecorded, others, {"level": "Metadata", "omitStages": ["RequestReceived", "ResponseStarted"]}]
         policy.write_text(json.dumps({"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}))
         self._start_program(

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -35,6 +36,8 @@ _KEPT: Final = 40
 """Zips and wheels that are kept here."""
 _UNFINISHED: Final = 86_400
 """Seconds after which what is neither was left by a process that was killed."""
+_MAKING: Final[dict[str, threading.Lock]] = {}
+"""Held while a zip is made, by its path."""
 _MOMENT: Final = (1980, 1, 1, 0, 0, 0)
 """The time of all files: the earliest in a zip."""
 
@@ -70,18 +73,23 @@ def make(name: str, target: PythonTarget) -> ExecutorZip:
     """
     folder = below(cache_directory(), "nodes")
     path = below(folder, f"{name}{target.suffix}.zip")
-    if not os.path.exists(path):
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        optional = [each for each in wheels.OPTIONAL if _metadata(each)]
-        installed = [each for each in (*wheels.BINARY, *optional) if _fits(each, target)]
-        fetched = [each for each in (*wheels.BINARY, *optional) if each not in installed]
-        fetched = [each for each in fetched if each not in optional or wheels.is_pinned(each, target)]
-        pure = (*_PURE, *(each for each in _PURE_OPTIONAL if optional and importlib.util.find_spec(each)))
-        files = (*_code(), *(each for package in (*pure, *installed) for each in _files(package)))
-        _write(path, files, wheels.fetch(fetched, target, folder))
-        _prune(folder)
+    with _MAKING.setdefault(path, threading.Lock()):  # once for all nodes that lack it at the same time
+        if not os.path.exists(path):
+            _make(path, folder, target)
     content = _read(path)
     return ExecutorZip(path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _make(path: str, folder: str, target: PythonTarget) -> None:
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    optional = [each for each in wheels.OPTIONAL if _metadata(each)]
+    installed = [each for each in (*wheels.BINARY, *optional) if _fits(each, target)]
+    fetched = [each for each in (*wheels.BINARY, *optional) if each not in installed]
+    fetched = [each for each in fetched if each not in optional or wheels.is_pinned(each, target)]
+    pure = (*_PURE, *(each for each in _PURE_OPTIONAL if optional and importlib.util.find_spec(each)))
+    files = (*_code(), *(each for package in (*pure, *installed) for each in _files(package)))
+    _write(path, files, wheels.fetch(fetched, target, folder))
+    _prune(folder)
 
 
 def for_python(name: str, suffix: str, libc: str) -> ExecutorZip:

@@ -17,7 +17,7 @@ def asked(farm: Farm) -> Counter[str]:
     found: Counter[str] = Counter()
     for each in farm.cluster.audit():
         what = each.get("objectRef", {})
-        if each["userAgent"] == "kanifold" and what.get("namespace") == farm.namespace:
+        if each.get("userAgent") == "kanifold" and what.get("namespace") == farm.namespace:
             subresource = f"/{what['subresource']}" if "subresource" in what else ""
             found[f"{each['verb']} {what['resource']}{subresource}"] += 1
     return found

@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,3 +135,19 @@ def test_a_zip_has_all_that_an_executor_imports(tmp_path: Path, monkeypatch: pyt
     command = [sys.executable, "-I", "-S", "-c", IMPORTS, str(tmp_path / "unpacked")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("{True}\n", "")
+
+
+def test_a_zip_that_many_nodes_lack_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made, write = [], executor_zip._write
+
+    def counted(path: str, *rest: Iterable[Any]) -> None:
+        made.append(path)
+        write(path, *rest)
+
+    monkeypatch.setattr(executor_zip, "_write", counted)
+    here = wheels.here()
+    assert here is not None
+    with ThreadPoolExecutor(8) as pool:
+        digests = {each.digest for each in pool.map(lambda _: executor_zip.make("name", here), range(8))}
+    assert len(made) == len(digests) == 1
