@@ -86,9 +86,14 @@ _OF_A_SHELL = frozenset({"|", "||", "&&", ";", ">", ">>", "<", "2>&1"})
 """Words after which another command or a file follows."""
 
 
+@pytest.fixture(scope="module")
+def helps() -> dict[tuple[str, ...], str]:
+    """The help of each command that a page has named."""
+    return {}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_and_flags_exist(page: Path, kanifold: Kanifold) -> None:
-    helps: dict[tuple[str, ...], str] = {}
+def test_commands_and_flags_exist(page: Path, kanifold: Kanifold, helps: dict[tuple[str, ...], str]) -> None:
     written = [*code(page.read_text()), *re.findall(r"`(kanifold [^`]+)`", page.read_text())]
     for line in written:
         if not line.startswith("kanifold "):
