@@ -12,15 +12,16 @@ from orchestrator.nodes.kubernetes.job_queue import JobQueue
 class Quota:
     """A namespace with room for so many Pods, of which others have ``others``, and the executors that are there."""
 
-    def __init__(self, room: int, others: int = 0) -> None:
+    def __init__(self, room: int, others: int = 0, lag: float = 0.0) -> None:
         self.room = room
         self.others = others
+        self.lag = lag
+        """Seconds until the quota takes note of the end of a Pod."""
         self.pods: list[int] = []
         self.most = 0
         self.tries = 0
         self.done: list[int] = []
         self.told: list[str] = []
-        self.changed = asyncio.Condition()
         self.queue = JobQueue(lambda: len(self.pods))
 
     async def executor(
@@ -41,7 +42,12 @@ class Quota:
         await until()
         self.pods.remove(number)
         self.done.append(number)
+        self.others += 1
+        asyncio.get_running_loop().call_later(self.lag, self.noticed)
         self.queue.ended()
+
+    def noticed(self) -> None:
+        self.others -= 1
 
 
 async def soon() -> None:
@@ -59,6 +65,17 @@ def test_all_get_a_pod_in_their_order() -> None:
     assert [each // 3 for each in quota.done] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert quota.tries <= 12 + 12
     assert "no room" in quota.told
+
+
+def test_a_quota_that_lags_is_asked_in_its_time() -> None:
+    async def run() -> Quota:
+        quota = Quota(1, lag=0.25)
+        await asyncio.gather(*(quota.executor(each, soon) for each in range(8)))
+        return quota
+
+    quota = asyncio.run(run())
+    assert quota.done == list(range(8))
+    assert quota.tries <= 8 + 7 + 3, "seven did not know of the quota"
 
 
 def test_without_a_quota_nobody_waits_for_the_end_of_another() -> None:

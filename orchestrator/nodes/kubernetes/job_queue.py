@@ -26,8 +26,9 @@ _TRIES: Final = (0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
 Pods than they had: what a quota counts lags behind."""
 _PROBES: Final = (5.0, 10.0, 20.0, 30.0)
 """As ``_TRIES`` while executors have as many Pods as when one was refused: somebody else's may end."""
-_ENDED: Final = 0.1
-"""Seconds after the end of a Pod."""
+_SHORTEST: Final = 0.1
+_LONGEST: Final = 5.0
+"""Seconds after the end of a Pod until another one is asked for: as many as it took the last time."""
 _UNSEEN: Final = "waiting for its Pod"
 
 Order = tuple[int, int]
@@ -54,7 +55,9 @@ class JobQueue:
         """How many Pods executors had when another one was refused; None if they get as many as they want."""
         self._refusals = 0
         """Since a Pod was given, or ended."""
-        self._try_at = self._probe_at = 0.0
+        self._try_at = self._probe_at = self._ended_at = 0.0
+        self._lag = _SHORTEST
+        """Seconds from the end of a Pod until its place was another one's, the last time."""
         self._timer: asyncio.TimerHandle | None = None
         self.words = _UNSEEN
         """What those who wait are waiting for."""
@@ -93,6 +96,10 @@ class JobQueue:
             self._limit = None
         if self._limit is None:
             self._most, self.words = min(self._most * 2, _MOST), _UNSEEN
+        elif self._refusals:
+            self._lag = min(asyncio.get_running_loop().time() - self._ended_at, _LONGEST)
+        else:
+            self._lag = max(self._lag * 0.9, _SHORTEST)
         self._refusals, self._try_at = 0, 0.0
 
     def refused(self, words: str) -> None:
@@ -109,8 +116,9 @@ class JobQueue:
 
     def ended(self) -> None:
         """Take note that a Pod is gone, or that nothing runs in it any more."""
-        self._refusals = 0
-        self._try_at = min(self._try_at, asyncio.get_running_loop().time() + _ENDED)
+        now = asyncio.get_running_loop().time()
+        self._refusals, self._ended_at = 0, now
+        self._try_at = now + self._lag if self._try_at < now else min(self._try_at, now + self._lag)
         self._admit()
 
     def _admit(self) -> None:
