@@ -159,6 +159,7 @@ class Reaper:
             os.close(fd)
         debug.log("step's process started", pid=first, supervisor=supervisor, tracer=beside[0] if beside else "none")
         self._wait(first, (supervisor, *beside))
+        failed = not self._cancelled and any(self._has_failed(each) for each in (supervisor, *beside))
         kill_all(confined=self._confined)
         said = report.read(told)
         if said.error or said.unfit:
@@ -166,7 +167,7 @@ class Reaper:
         if first not in self._statuses:
             return StepOutcome(unfit="" if self._cancelled else _UNSUPERVISED)
         code = os.waitstatus_to_exitcode(self._statuses[first])
-        if any(self._statuses.get(each) for each in beside) and not self._cancelled:
+        if failed:
             return StepOutcome(unfit=_UNSUPERVISED)
         debug.log("step's process ended", pid=first, status=code)
         return StepOutcome(128 - code, -code) if code < 0 else StepOutcome(code)
@@ -183,6 +184,16 @@ class Reaper:
                     self._cancelled = True
                     return
             self._reap()
+
+    def _has_failed(self, pid: int) -> bool:
+        """Whether the process ``pid`` beside the step has failed.
+
+        One that has no files any more is ending, and the step may have seen that before this process could: the calls
+        that it should have answered have failed.
+        """
+        if pid not in self._statuses and not _has_files(pid):
+            self._statuses[pid] = os.waitpid(pid, 0)[1]
+        return bool(self._statuses.get(pid))
 
     def _terminated(self) -> bool:
         """Whether the zygote has died, or wants this process to end."""
@@ -225,6 +236,14 @@ def serve(
         traceback.print_exc()
     finally:
         os._exit(1)
+
+
+def _has_files(pid: int) -> bool:
+    """Whether a child has files open: not while it ends."""
+    try:
+        return bool(os.listdir(f"/proc/{pid}/fd"))
+    except PermissionError:  # its memory cannot be read: it still has some, which a process gives up before its files
+        return True
 
 
 def _noted(_signal: int, _frame: object) -> None:
