@@ -10,6 +10,7 @@ Importing this module is cheap and works on any system; ``ctypes`` is loaded by 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import struct
 import sys
@@ -345,24 +346,42 @@ def mount_setattr(dirfd: int, path: str, flags: int, *, add: int = 0, clear: int
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+_OPEN_HOW: Final = struct.Struct("=3Q")
+"""``struct open_how``: flags, mode, resolve."""
 _OPENAT2_TRIES: Final = 1000
 """Maximum number of attempts: ``..`` fails with EAGAIN while anything is mounted or renamed (openat2(2))."""
 
 
-def openat2(dirfd: int, path: str, flags: int, mode: int = 0, resolve: int = 0) -> int:
+def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """Open ``path`` relative to ``dirfd`` with ``RESOLVE_*`` flags; O_CLOEXEC is always added. Linux 5.6.
 
     On another system no link is followed, whatever ``resolve`` allows, and ``path`` must be below ``dirfd``.
     """
     if sys.platform != "linux":
-        return _open_by_components(dirfd, path, flags | os.O_CLOEXEC, mode)
-    how = bytearray(struct.pack("=3Q", flags | os.O_CLOEXEC, mode, resolve))
+        return _open_by_components(dirfd, os.fsdecode(path), flags | os.O_CLOEXEC, mode)
+    name = os.fsencode(path)
+    if 0 in name:  # the string would end there
+        raise OSError(errno.EINVAL, "embedded null byte")
+    call, last_errno = _openat2()
+    how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_OPENAT2_TRIES):
-        try:
-            return _syscall("openat2", _NR_OPENAT2, path, dirfd, os.fsencode(path), how, len(how))
-        except BlockingIOError as error:
-            again = error
-    raise again
+        fd: int = call(_NR_OPENAT2, dirfd, name, how, _OPEN_HOW.size)
+        if fd >= 0:
+            return fd
+        number = last_errno()
+        if number != errno.EAGAIN:
+            break
+    raise OSError(number, f"openat2: {os.strerror(number)}", os.fsdecode(path) or None)
+
+
+@functools.cache
+def _openat2() -> tuple[Any, Any]:
+    """Return syscall(2) with the types of openat2's arguments, and what tells its errno."""
+    libc, ctypes = _libc()
+    call = libc["syscall"]
+    call.restype = ctypes.c_long
+    call.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
+    return call, ctypes.get_errno
 
 
 def _open_by_components(dirfd: int, path: str, flags: int, mode: int) -> int:
@@ -753,15 +772,32 @@ def filter_tap(fd: int, program: bytes) -> None:
 
 def ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
     """ptrace(2), for requests that return nothing. ESRCH if the thread is not stopped, or has been killed."""
-    _call("ptrace", "", request, pid, address, data)
+    _ptrace(request, pid, address, data)
+
+
+def _ptrace(request: int, pid: int, address: int, data: Any) -> None:
+    call, ctypes = _typed_ptrace()
+    if call(request, pid, address, data) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"ptrace: {os.strerror(number)}")
+
+
+@functools.cache
+def _typed_ptrace() -> tuple[Any, Any]:
+    """Return ptrace(2) with the types of its arguments, and the module of these."""
+    libc, ctypes = _libc()
+    call = libc["ptrace"]
+    call.restype = ctypes.c_long
+    call.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    return call, ctypes
 
 
 def ptrace_message(pid: int) -> int:
     """Return the message of the event that ``pid`` is stopped for (PTRACE_GETEVENTMSG)."""
     _, ctypes = _libc()
-    message = bytearray(ctypes.sizeof(ctypes.c_long))
-    _call("ptrace", "", PTRACE_GETEVENTMSG, pid, 0, message)
-    return int.from_bytes(message, sys.byteorder)
+    message = ctypes.c_ulong()
+    _ptrace(PTRACE_GETEVENTMSG, pid, 0, ctypes.byref(message))
+    return int(message.value)
 
 
 def ptrace_registers(request: int, pid: int, kind: int, data: bytearray) -> int:
@@ -771,9 +807,9 @@ def ptrace_registers(request: int, pid: int, kind: int, data: bytearray) -> int:
     """
     _, ctypes = _libc()
     content = (ctypes.c_char * len(data)).from_buffer(data)
-    vector = bytearray(struct.pack("@PN", ctypes.addressof(content), len(data)))
-    _call("ptrace", "", request, pid, kind, vector)
-    return int(struct.unpack("@PN", vector)[1])
+    vector = (ctypes.c_size_t * 2)(ctypes.addressof(content), len(data))
+    _ptrace(request, pid, kind, vector)
+    return int(vector[1])
 
 
 def setfsuid(uid: int) -> None:

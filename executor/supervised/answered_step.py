@@ -37,6 +37,7 @@ from executor.supervised.mount_table import mount_table
 from executor.supervised.placements import PlacedFiles
 from executor.supervised.processes import Credentials, FileSystemState, Process, Processes, WorkingDirectory
 from executor.supervised.program_copies import ProgramCopies
+from executor.supervised.reaper import CANCELLED
 from executor.supervised.step_context import StepContext
 from executor.supervised.step_proc import StepProc
 from platforms import debug, syscalls
@@ -201,8 +202,10 @@ class AnsweredStep:
     def _outcome(self, first: int, said: report.StartReport) -> StepOutcome:
         if said.error or said.unfit:
             return StepOutcome(said.code, error=said.error, unfit=said.unfit)
+        if self._cancelled:
+            return StepOutcome(unfit=CANCELLED)
         if first not in self._statuses:
-            return StepOutcome(unfit="" if self._cancelled else "the first process of the step is gone")
+            return StepOutcome(unfit="the first process of the step is gone")
         code = os.waitstatus_to_exitcode(self._statuses[first])
         debug.log("step's process ended", pid=first, status=code)
         return StepOutcome(128 - code, -code) if code < 0 else StepOutcome(code)

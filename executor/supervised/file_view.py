@@ -25,7 +25,8 @@ _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _UNDECIDED: Final = frozenset((errno.EACCES, errno.EXDEV, errno.ELOOP, errno.EAGAIN))
 _LINKS: Final = 40
 """Maximum number of links that Linux follows (path_resolution(7))."""
-AT_FDCWD: Final = syscalls.AT_FDCWD & 0xFFFFFFFF
+_WORD: Final = 0xFFFFFFFF
+AT_FDCWD: Final = syscalls.AT_FDCWD & _WORD
 _DELETED: Final = b" (deleted)"
 
 
@@ -51,11 +52,19 @@ class MountedFile:
 class FoundFile:
     """An open file, and whether it may not be written because of where it is."""
 
-    __slots__ = ("fd", "readonly")
+    __slots__ = ("_status", "fd", "readonly")
 
-    def __init__(self, fd: int, *, readonly: bool) -> None:
+    def __init__(self, fd: int, *, readonly: bool, status: os.stat_result | None = None) -> None:
         self.fd = fd
         self.readonly = readonly
+        self._status = status
+
+    @property
+    def status(self) -> os.stat_result:
+        """The status that it had when it was found, or had first when that was asked for."""
+        if self._status is None:
+            self._status = os.fstat(self.fd)
+        return self._status
 
 
 class FileView:
@@ -70,7 +79,9 @@ class FileView:
         self._proc = proc
         self._walked_devices = {proc.device, *(each.device for each in mounts if each.target == b"sys")}
         """Of /proc and /sys, in whose directories the kernel would find what the step does not."""
-        self.careful = any(each.readonly for each in mounts)
+        readonly = {each.device for each in mounts if each.readonly}
+        self._writable_device = -1 if self.root.device in readonly else self.root.device
+        """The device of the root, unless there are read-only mounts from it, too."""
 
     # -- names of open files -------------------------------------------------------------------------------------------
 
@@ -96,6 +107,13 @@ class FileView:
                 return each
         return None
 
+    def is_readonly(self, fd: int, status: os.stat_result) -> bool:
+        """Whether the file ``fd``, with ``status``, is on a read-only mount."""
+        if status.st_dev == self._writable_device:
+            return False
+        mount = self.mount_of(fd)
+        return mount is not None and mount.readonly
+
     def is_covered(self, status: os.stat_result) -> bool:
         """Whether the step sees something else in place of the file with ``status``."""
         return (status.st_dev, status.st_ino) in self._covered
@@ -104,8 +122,17 @@ class FileView:
 
     def descriptor(self, process: Process, number: int) -> int:
         """Return an O_PATH descriptor of what the caller has open as ``number``. Raises OSError (EBADF)."""
+        files = process.files()
         try:
-            return os.open(b"/proc/%d/fd/%d" % (process.number, number & 0xFFFFFFFF), _PATH)
+            return os.open(b"%d" % (number & _WORD), _PATH, dir_fd=files.fd)
+        except FileNotFoundError:
+            raise failure(errno.EBADF) from None
+
+    def status(self, process: Process, number: int) -> os.stat_result:
+        """Return the status of what the caller has open as ``number``. Raises OSError (EBADF)."""
+        files = process.files()
+        try:
+            return os.stat(b"%d" % (number & _WORD), dir_fd=files.fd)
         except FileNotFoundError:
             raise failure(errno.EBADF) from None
 
@@ -119,16 +146,22 @@ class FileView:
             raise failure(errno.ENOENT)
         if path[:1] == b"/":
             try:
-                fd = syscalls.openat2(self.root.fd, os.fsdecode(path), flags, resolve=syscalls.IN_ROOT)
+                return self._uncovered(syscalls.openat2(self.root.fd, path, flags, resolve=syscalls.IN_ROOT), flags)
             except OSError as error:
                 if error.errno not in _UNDECIDED:
                     raise
-            else:
-                if not flags & os.O_PATH or not self.is_covered(os.fstat(fd)):
-                    return FoundFile(fd, readonly=False)
-                os.close(fd)
             return self._walked(process, [], path, flags)
-        return self._open_relative(process, base & 0xFFFFFFFF, path, flags)
+        return self._open_relative(process, base & _WORD, path, flags)
+
+    def _uncovered(self, fd: int, flags: int, *, readonly: bool = False) -> FoundFile:
+        """Return the file that has been opened as ``fd``, unless there is something else in its place (EACCES)."""
+        if not flags & os.O_PATH:
+            return FoundFile(fd, readonly=readonly)
+        status = os.fstat(fd)
+        if self.is_covered(status):
+            os.close(fd)
+            raise failure(errno.EACCES)
+        return FoundFile(fd, readonly=readonly, status=status)
 
     def _open_relative(self, process: Process, base: int, path: bytes, flags: int) -> FoundFile:
         cwd = process.fs.cwd
@@ -140,19 +173,17 @@ class FileView:
                 if not stat.S_ISDIR(status.st_mode):
                     raise failure(errno.ENOTDIR)
                 walked = status.st_dev in self._walked_devices
-                if self.careful and not walked:
-                    mount = self.mount_of(start)
-                    readonly = mount is not None and mount.readonly
+                readonly = not walked and self.is_readonly(start, status)
             if not walked:
                 try:
-                    fd = syscalls.openat2(start, os.fsdecode(path), flags, resolve=syscalls.BENEATH)
+                    found = self._uncovered(
+                        syscalls.openat2(start, path, flags, resolve=syscalls.BENEATH), flags, readonly=readonly
+                    )
                 except OSError as error:
                     if error.errno not in _UNDECIDED:
                         raise
                 else:
-                    if not flags & os.O_PATH or not self.is_covered(os.fstat(fd)):
-                        return self._checked(fd, flags, readonly=readonly)
-                    os.close(fd)
+                    return self._checked(found, flags)
             above = self.path_of(start)
         finally:
             if base != AT_FDCWD:
@@ -162,25 +193,21 @@ class FileView:
         return self._walked(process, [each for each in above.split(b"/") if each], path, flags)
 
     @staticmethod
-    def _checked(fd: int, flags: int, *, readonly: bool) -> FoundFile:
-        if readonly and flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_PATH:
-            os.close(fd)
+    def _checked(found: FoundFile, flags: int) -> FoundFile:
+        if found.readonly and flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_PATH:
+            os.close(found.fd)
             raise failure(errno.EROFS)
-        return FoundFile(fd, readonly=readonly)
+        return found
 
     def _walked(self, process: Process, names: list[bytes], path: bytes, flags: int) -> FoundFile:
         """As ``open``, from the directory ``names`` on, by components."""
         if names and path[:1] != b"/":  # what leads above its start, and nowhere special, is the kernel's to resolve
             full = b"/".join((*names, path))
             try:
-                fd = syscalls.openat2(self.root.fd, os.fsdecode(full), flags, resolve=syscalls.IN_ROOT)
+                return self._uncovered(syscalls.openat2(self.root.fd, full, flags, resolve=syscalls.IN_ROOT), flags)
             except OSError as error:
                 if error.errno not in _UNDECIDED:
                     raise
-            else:
-                if not flags & os.O_PATH or not self.is_covered(os.fstat(fd)):
-                    return FoundFile(fd, readonly=False)
-                os.close(fd)
         found = self._walk(process, names, path, follow=not flags & os.O_NOFOLLOW)
         if found.fd < 0:
             raise failure(errno.ENOENT)
@@ -211,7 +238,7 @@ class FileView:
             raise failure(errno.EEXIST)
         if len(name) > 255:
             raise failure(errno.ENAMETOOLONG)
-        if not above and not slash and base & 0xFFFFFFFF == AT_FDCWD:
+        if not above and not slash and base & _WORD == AT_FDCWD:
             cwd = process.fs.cwd
             return FoundFile(os.dup(cwd.fd), readonly=cwd.readonly), name
         return self.open(process, base, above or slash or b".", _PATH | os.O_DIRECTORY), name
@@ -220,7 +247,7 @@ class FileView:
         """As ``parent``, after following a link at ``path`` that leads to what does not exist."""
         start: list[bytes] = []
         if path[:1] != b"/":
-            fd = process.fs.cwd.fd if base & 0xFFFFFFFF == AT_FDCWD else self.descriptor(process, base)
+            fd = process.fs.cwd.fd if base & _WORD == AT_FDCWD else self.descriptor(process, base)
             try:
                 above = self.path_of(fd)
             finally:
@@ -280,8 +307,8 @@ class FileView:
                         target = self._proc.followed(process, part)
                         if target is not None:
                             if walk.last:
-                                mount = self.mount_of(target) if self.careful else None
-                                return FoundFile(target, readonly=mount is not None and mount.readonly)
+                                status = os.fstat(target)
+                                return FoundFile(target, readonly=self.is_readonly(target, status), status=status)
                             walk.names[:] = self._names_of(target)
                             continue
                     found = self._at(names)
@@ -290,7 +317,7 @@ class FileView:
                         raise
                     walk.enter(name)
                     return FoundFile(-1, readonly=False)
-                mode = os.fstat(found.fd).st_mode
+                mode = found.status.st_mode
                 if stat.S_ISLNK(mode) and (follow or not walk.last):
                     links += 1
                     if links > _LINKS:
@@ -341,5 +368,5 @@ class FileView:
         if not rest:
             return FoundFile(os.dup(mount.fd), readonly=mount.readonly)
         flags = _PATH | os.O_NOFOLLOW
-        fd = syscalls.openat2(mount.fd, os.fsdecode(rest), flags, resolve=syscalls.CONFINED)
+        fd = syscalls.openat2(mount.fd, rest, flags, resolve=syscalls.CONFINED)
         return FoundFile(fd, readonly=mount.readonly)

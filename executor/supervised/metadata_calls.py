@@ -103,15 +103,12 @@ class MetadataCalls:
         """Tell the status of the file at ``place``: a descriptor, the address of a path, and flags."""
         found = self._find(call, process, *place)
         try:
-            return self._tell(call, os.fstat(found.fd), buffer)
+            return self._tell(call, found.status, buffer)
         finally:
             os.close(found.fd)
 
     def _fstat(self, call: SystemCall, process: Process) -> int:
-        try:
-            status = os.stat(b"/proc/%d/fd/%d" % (call.pid, call.arguments[0] & _WORD))
-        except FileNotFoundError:
-            raise failure(errno.EBADF) from None
+        status = self.view.status(process, call.arguments[0])
         if self.step.stands(status):
             return self._look(call, process, (call.arguments[0], 0, _EMPTY), call.arguments[1])
         return self._tell(call, status, call.arguments[1])
@@ -123,7 +120,7 @@ class MetadataCalls:
             raise failure(errno.EINVAL)
         found = self._find(call, process, base, address, flags)
         try:
-            told = self.table.told(os.fstat(found.fd))
+            told = self.table.told(found.status)
             data = syscalls.statx(found.fd, b"", flags & _STATX_SYNC | _EMPTY, mask & _WORD)
             self.listener.write(call, buffer, layouts.patch_statx(data, told))
         finally:
@@ -140,7 +137,7 @@ class MetadataCalls:
             raise failure(errno.EINVAL)
         found = self._find(call, process, base, address, flags)
         try:
-            status = os.fstat(found.fd)
+            status = found.status
             credentials = process.credentials
             if not flags & _AT_EACCESS:  # the real ids count
                 uid, gid = credentials.uids[0], credentials.gids[0]
@@ -175,7 +172,7 @@ class MetadataCalls:
         """Return the status of a file whose metadata the caller may change. Raises OSError."""
         if found.readonly:
             raise failure(errno.EROFS)
-        status = os.fstat(found.fd)
+        status = found.status
         permissions.check_owner(process.credentials, self.table.told(status))
         return status
 
@@ -221,7 +218,7 @@ class MetadataCalls:
         try:
             if found.readonly:
                 raise failure(errno.EROFS)
-            status = os.fstat(found.fd)
+            status = found.status
             known = self.table.of(status)
             credentials = process.credentials
             if not credentials.privileged and (
@@ -254,7 +251,7 @@ class MetadataCalls:
         try:
             if found.readonly:
                 raise failure(errno.EROFS)
-            status = os.fstat(found.fd)
+            status = found.status
             told = self.table.told(status)
             if times is not None or not permissions.allowed(process.credentials, told, permissions.WRITE):
                 permissions.check_owner(process.credentials, told)
@@ -307,7 +304,7 @@ class MetadataCalls:
         try:
             if found.readonly:
                 raise failure(errno.EROFS)
-            status = os.fstat(found.fd)
+            status = found.status
             self.listener.still(call)
             if name == _CAPABILITY:
                 self._set_capability(process, found, status, value)
@@ -338,7 +335,7 @@ class MetadataCalls:
         found = self._attributed(call, process)
         try:
             if name == _CAPABILITY:
-                value = self.table.of(os.fstat(found.fd)).capability
+                value = self.table.of(found.status).capability
                 if not value:
                     raise failure(errno.ENODATA)
             elif name.startswith(_ATTRIBUTES):
@@ -363,7 +360,7 @@ class MetadataCalls:
         try:
             names = [os.fsencode(each) for each in os.listxattr(b"/proc/self/fd/%d" % found.fd)]
             kept = [each for each in names if each.startswith(_ATTRIBUTES)]
-            if self.table.of(os.fstat(found.fd)).capability:
+            if self.table.of(found.status).capability:
                 kept.append(_CAPABILITY)
         finally:
             os.close(found.fd)
@@ -375,7 +372,7 @@ class MetadataCalls:
         try:
             if found.readonly:
                 raise failure(errno.EROFS)
-            status = os.fstat(found.fd)
+            status = found.status
             self.listener.still(call)
             if name == _CAPABILITY:
                 known = self.table.of(status)

@@ -188,7 +188,7 @@ class PathCalls:
         except OSError:
             return False
         try:
-            status = os.fstat(found.fd)
+            status = found.status
             return stat.S_ISFIFO(status.st_mode) and self.step.is_own_file(status)
         finally:
             os.close(found.fd)
@@ -199,7 +199,7 @@ class PathCalls:
         self.has_pipes = True
         found = self.view.find(process, opening.base, opening.path, follow=not flags & os.O_NOFOLLOW)
         try:
-            status = os.fstat(found.fd)
+            status = found.status
             if not stat.S_ISFIFO(status.st_mode) or flags & os.O_NONBLOCK:
                 raise failure(errno.ENXIO)
             if not process.credentials.overrides and self.step.is_own_file(status):
@@ -247,7 +247,7 @@ class PathCalls:
         flags = opening.flags
         found = self.view.find(process, opening.base, opening.path, follow=not flags & os.O_NOFOLLOW)
         try:
-            mode = os.fstat(found.fd).st_mode
+            mode = found.status.st_mode
             if flags & os.O_DIRECTORY and not stat.S_ISDIR(mode):
                 raise failure(errno.ENOTDIR)
             if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
@@ -260,7 +260,7 @@ class PathCalls:
         """Return the status of a directory in which the caller may make and remove names. Raises OSError."""
         if directory.readonly:
             raise failure(errno.EROFS)
-        status = os.fstat(directory.fd)
+        status = directory.status
         if self.view.is_covered(status):
             raise failure(errno.EACCES)
         if not process.credentials.overrides:
@@ -388,14 +388,14 @@ class PathCalls:
         else:
             found = FoundFile(self.view.descriptor(process, old_base), readonly=False)
         try:
-            if stat.S_ISDIR(os.fstat(found.fd).st_mode):
+            if stat.S_ISDIR(found.status.st_mode):
                 raise failure(errno.EPERM)
             directory, name = self.view.parent(process, new_base, self.listener.string(call, new))
             try:
                 if name in (b".", b".."):
                     raise failure(errno.EEXIST)
                 self._making(process, directory, name)
-                self._same_mount(found.fd, directory.fd)
+                self._same_mount(found, directory)
                 self.listener.still(call)
                 os.link(b"/proc/self/fd/%d" % found.fd, name, dst_dir_fd=directory.fd, follow_symlinks=True)
             finally:
@@ -457,7 +457,8 @@ class PathCalls:
                     self._removable(process, to, new_name)
                 except FileNotFoundError:
                     self._writable(process, to)
-                self._same_mount(from_.fd, to.fd)
+                if not os.path.samestat(from_.status, to.status):
+                    self._same_mount(from_, to)
                 self.listener.still(call)
                 syscalls.renameat2(from_.fd, old_name, to.fd, new_name, flags)
             finally:
@@ -466,13 +467,13 @@ class PathCalls:
             os.close(from_.fd)
         return 0
 
-    def _same_mount(self, one: int, other: int) -> None:
+    def _same_mount(self, one: FoundFile, other: FoundFile) -> None:
         """Check that two open files are in the same mount. Raises OSError (EXDEV).
 
         On the disk they can be in one file system: a link to a file of a read-only mount could be written to, and one
         to a file of a cache would let later steps change the layer that it is in.
         """
-        if self.view.mount_of(one) is not self.view.mount_of(other):
+        if self.view.mount_of(one.fd) is not self.view.mount_of(other.fd):
             raise failure(errno.EXDEV)
 
     def _truncate(self, call: SystemCall, process: Process) -> int:
@@ -484,7 +485,7 @@ class PathCalls:
         try:
             if found.readonly:
                 raise failure(errno.EROFS)
-            status = os.fstat(found.fd)
+            status = found.status
             if stat.S_ISDIR(status.st_mode):
                 raise failure(errno.EISDIR)
             if not process.credentials.overrides:

@@ -17,6 +17,8 @@ CLONE_FS: Final = 0x00000200
 DOCKER_CAPABILITIES: Final = 0xA80425FB
 """The capabilities of Docker's default, as a mask (linux/capability.h)."""
 CLONE_THREAD: Final = 0x00010000
+_KEPT: Final = 256
+"""Maximum number of threads whose directory of open files is kept open."""
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -63,19 +65,50 @@ class FileSystemState:
         self.umask = umask
 
 
+class OpenFiles:
+    """The directory of /proc with the open files of the thread ``number``: ``fd``."""
+
+    kept = 0
+    """How many there are of them."""
+
+    def __init__(self, number: int) -> None:
+        self.fd = os.open(f"/proc/{number}/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        OpenFiles.kept += 1
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+            OpenFiles.kept -= 1
+
+
 class Process:
     """A thread. ``leader``: the number of its process; ``program``: the path of the program that it executes."""
 
-    __slots__ = ("credentials", "fs", "leader", "number", "program", "starting")
+    __slots__ = ("_files", "credentials", "fs", "leader", "number", "program", "starting")
 
     def __init__(self, number: int, leader: int, fs: FileSystemState, credentials: Credentials, program: bytes) -> None:
         self.number = number
+        self._files: OpenFiles | None = None
         self.leader = leader
         self.starting: tuple[bytes, Credentials] | None = None
         """The program and the credentials that it will have if its execve(2) succeeds."""
         self.fs = fs
         self.credentials = credentials
         self.program = program
+
+    def files(self) -> OpenFiles:
+        """Return its open files. They are kept for the next call, unless there are many threads. Raises OSError."""
+        if self._files is not None:
+            return self._files
+        files = OpenFiles(self.number)
+        if OpenFiles.kept <= _KEPT:
+            self._files = files
+        return files
+
+    def renumbered(self, number: int) -> None:
+        """It is the only thread of the process ``number``, and has that number."""
+        self.number = self.leader = number
+        self._files = None
 
 
 class Processes:
@@ -97,7 +130,7 @@ class Processes:
         """The thread ``former`` executes another program, and is the only one of its process ``number``."""
         thread = self.threads.pop(former, None)
         if thread is not None:
-            thread.number = thread.leader = number
+            thread.renumbered(number)
             if thread.starting is not None:
                 thread.program, thread.credentials = thread.starting
             thread.fs = FileSystemState(thread.fs.cwd, thread.fs.umask)

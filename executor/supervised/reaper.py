@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from executor.snapshotter.records import Record
     from executor.supervised.step_files import Answered
 
+CANCELLED: Final = "the process that starts build steps has died"
+"""What a step ended for that was cancelled: nobody reads it if that was by the requester."""
 _UNSUPERVISED: Final = "the process that answers or traces a step's system calls has died"
 NO_EMULATOR: Final = ("", "")
 
@@ -164,8 +166,10 @@ class Reaper:
         said = report.read(told)
         if said.error or said.unfit:
             return StepOutcome(said.code, error=said.error, unfit=said.unfit)
+        if self._cancelled:
+            return StepOutcome(unfit=CANCELLED)
         if first not in self._statuses:
-            return StepOutcome(unfit="" if self._cancelled else _UNSUPERVISED)
+            return StepOutcome(unfit=_UNSUPERVISED)
         code = os.waitstatus_to_exitcode(self._statuses[first])
         if failed:
             return StepOutcome(unfit=_UNSUPERVISED)

@@ -85,14 +85,12 @@ class StepContext:
 
     def stood_for(self, fd: int) -> FoundFile:
         """Return ``fd``, or what it stands for."""
-        if self._stood_for:
-            status = os.fstat(fd)
-            known = self._stood_for.get((status.st_dev, status.st_ino))
-            if known is not None:
-                os.close(fd)
-                return FoundFile(os.dup(known), readonly=False)
-        mount = self.view.mount_of(fd) if self.view.careful else None
-        return FoundFile(fd, readonly=mount is not None and mount.readonly)
+        status = os.fstat(fd)
+        known = self._stood_for.get((status.st_dev, status.st_ino))
+        if known is not None:
+            os.close(fd)
+            return FoundFile(os.dup(known), readonly=False)
+        return FoundFile(fd, readonly=self.view.is_readonly(fd, status), status=status)
 
     # -- pipes ---------------------------------------------------------------------------------------------------------
 

@@ -591,6 +591,27 @@ def test_nothing_survives_a_killed_executor(
                 doomed.run("true")
 
 
+def _end_without_zygote(inside: Inside, spec: Spec) -> str:
+    """How a step ends when the zygote is killed while it runs."""
+    _, running, out, _ = inside._start(spec)
+    assert os.read(out, 4096) == b"ready\n"
+    os.kill(inside.launcher._zygote, signal.SIGKILL)
+    try:
+        return repr(running.wait())
+    except EnvironmentUnfit as unfit:
+        return str(unfit)
+
+
+def test_a_step_that_a_killed_zygote_takes_with_it_has_no_result(
+    request: pytest.FixtureRequest, sandbox: SandboxProcess
+) -> None:
+    users = {IsolationMode.MAPPED: "_user_with_ids", IsolationMode.SINGLE: "_user_without_ids"}
+    user = request.getfixturevalue(users[mode]) if (mode := sandbox.isolation.mode) in users else None
+    with opened(user, mode=mode) as doomed:
+        said = doomed.call(_end_without_zygote, doomed.spec("echo ready; sleep 1000"))
+    assert "the process that starts build steps has died" in said
+
+
 def _pidfds(pids: set[int]) -> Iterator[int]:
     """A descriptor for each of ``pids`` that still lives: short helpers may have ended since they were listed."""
     for pid in pids:
