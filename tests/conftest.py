@@ -30,6 +30,7 @@ pytest_plugins = (
     "hosts",
     "arm_machine",
     "sandbox_modes",
+    "security_modes",
     "cluster",
     "cluster_images",
     "cluster_builds",
@@ -38,6 +39,8 @@ pytest_plugins = (
 
 BUILD_TIMEOUT = 300.0
 """Timeout of a build in seconds."""
+_KEPT = ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR", "KANIFOLD_ISOLATION")
+"""Variables of the test run that builds have, too."""
 
 
 TEST_TIMEOUT = 600
@@ -181,7 +184,7 @@ class Kanifold:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment of a user, without that of the test run."""
-        kept = {key: os.environ[key] for key in ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR") if key in os.environ}
+        kept = {key: os.environ[key] for key in _KEPT if key in os.environ}
         own = {"HOME": str(self.home), "KANIFOLD_ROOT": str(self.root), "TERM": "dumb", "USER": self.user.name}
         return {**kept, **own, **self.extra, **more}
 

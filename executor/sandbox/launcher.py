@@ -64,8 +64,10 @@ class Running:
         finally:
             self._launcher._forget(self)
             self._reply.close()
-        if not data and not self._cancelled:
-            raise self._launcher._death()
+        if not data:
+            self._bring_back()
+            if not self._cancelled:
+                raise self._launcher._death()
         answer = zygote.StepOutcome.unpack(data) if data else zygote.StepOutcome()
         rootfs = self._spec.rootfs
         roots.tidy(rootfs, answer.made, answer.touched)
@@ -78,6 +80,15 @@ class Running:
             remedy = roots.remedy(rootfs, answer.unfit) or isolation.unfit_remedy()
             raise EnvironmentUnfit("cannot run build steps here", why=answer.unfit, remedy=remedy)
         return wire.Ended(answer.code, answer.signal, answer.oom, answer.error, answer.shared)
+
+    def _bring_back(self) -> None:
+        """Bring back the directories that a process which was killed has moved into the step's root."""
+        from executor.store import moved_directories
+
+        for mount in self._spec.mounts:
+            if isinstance(mount, wire.Bind):
+                with contextlib.suppress(OSError):  # then it is lost
+                    moved_directories.bring_back_unused(mount.source)
 
 
 class Launcher:

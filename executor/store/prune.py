@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from msgspec.structs import replace
 
-from executor.store import cache_records, cachemounts, leases, snapshots
+from executor.store import cache_records, cachemounts, leases, moved_directories, snapshots
 from executor.store.faults import translated
 from executor.store.leases import flocked, lease_lock
 from executor.store.ownership import is_plain
@@ -155,7 +155,7 @@ def sweep(store: Store, choose: Callable[[list[UsageInfo]], Iterable[UsageInfo]]
                     with contextlib.suppress(FileNotFoundError):
                         os.rename(place, below(trash, str(number)))
             moved: list[tuple[_Orphan, str]] = []
-            for orphan in _orphans(store, tokens, resources):
+            for orphan in _orphans(store, tokens | moved_directories.bring_back_all(store.root), resources):
                 place = below(trash, f"orphan-{len(moved)}")
                 if not orphan.in_use and orphan.kept_until < now and _move(store, orphan, place):
                     moved.append((orphan, place))
@@ -356,7 +356,7 @@ def _orphans(store: Store, tokens: frozenset[str], resources: frozenset[str]) ->
             yield from _orphan(store, f"cache/{name}", f"c{name}" in resources)
     for name in _names(store, "tmp"):
         if name != "partial":
-            yield from _orphan(store, f"tmp/{name}", name.partition(".")[0] in tokens)
+            yield from _orphan(store, f"tmp/{name}", not tokens.isdisjoint((name, name.partition(".")[0])))
     for name in _names(store, "tmp/partial"):
         yield from _orphan(store, f"tmp/partial/{name}", _is_locked(store, name), _PARTIAL_SECONDS)
     index = os.path.basename(os.path.realpath(os.path.join(store.root, "index.db")))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from executor.sandbox import targets
-from executor.store import removal
+from executor.store import moved_directories, removal
+from executor.supervised.tree_copies import separate
 from platforms.paths import below
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class PlacedFiles:
             path, _, name = os.readlink(f"/proc/self/fd/{fd}").rpartition("/")
             parent = os.open(path, _DIRECTORY)
             self._dated(parent)
+            if home and stat.S_ISDIR(status.st_mode):
+                moved_directories.note(home, f"{path}/{name}")
             aside = below(self._aside, str(len(self._placed)))
             os.rename(name, aside, src_dir_fd=parent)
             os.rename(source, name, dst_dir_fd=parent)
@@ -111,6 +114,10 @@ class PlacedFiles:
                 os.utime(f"/proc/self/fd/{fd}", ns=(modified, modified))
         for placed in self._placed:
             os.close(placed.parent)
+        homes = [each.home for each in self._placed if each.home and stat.S_ISDIR(each.status.st_mode)]
+        for home in homes if len(homes) > 1 else ():  # files of one that are in the root, too, are separated there
+            with contextlib.suppress(OSError):
+                separate(home)
         with contextlib.suppress(OSError):  # deleted with the job
             removal.remove_tree(self._aside)
 
@@ -124,6 +131,7 @@ class PlacedFiles:
             if not os.path.lexists(placed.home):  # the step has moved it elsewhere
                 status = placed.status
                 make_directory(placed.home, stat.S_IMODE(status.st_mode), (status.st_uid, status.st_gid))
+            moved_directories.forget(placed.home)
         with contextlib.suppress(OSError):
             os.rename(placed.aside, placed.name, dst_dir_fd=placed.parent)
 

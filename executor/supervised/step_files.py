@@ -22,6 +22,7 @@ from executor.sandbox.report import NOT_SET_UP
 from executor.sandbox.spec import Bind, BindFd, Mount, ScriptFile, SecretFile, Spec, Tmpfs
 from executor.sandbox.staging import DEVICE_NAMES, hidden_in_sys
 from executor.sandbox.step_process import RefusedError, hosts_file, normal_target
+from executor.store import moved_directories
 from executor.supervised.made_devices import MadeDevices
 from executor.supervised.mount_table import mount_table
 from executor.supervised.placements import PlacedFiles, make_directory
@@ -131,6 +132,7 @@ def _is_socket(mount: Bind) -> bool:
 def _put_mount(placements: PlacedFiles, mount: Mount, answered: Answered) -> None:
     match mount:
         case Bind():
+            moved_directories.bring_back(mount.source)
             if not os.path.lexists(mount.source):  # lost with the step that had it
                 make_directory(mount.source, 0o755, mount.owner)
             if mount.readonly:

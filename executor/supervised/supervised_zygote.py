@@ -27,6 +27,8 @@ from platforms.descriptors import receive_fds
 _PACKET: Final = 1 << 17
 StepMain = Callable[[spec.Spec, socket.socket, tuple[int, int]], NoReturn]
 """Runs a step, and answers on the socket. The descriptors are its stdout and stderr."""
+Reapers = dict[int, socket.socket]
+"""The processes that run steps, each with the socket that it answers on."""
 
 
 def serve(control: socket.socket, main: StepMain = reaper.serve) -> NoReturn:
@@ -44,7 +46,7 @@ def serve(control: socket.socket, main: StepMain = reaper.serve) -> NoReturn:
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(wake, select.POLLIN)
-    reapers: set[int] = set()
+    reapers: Reapers = {}
     # In a step's root, Python would import modules of the image. Everything needed is loaded.
     sys.meta_path.clear()
     gc.freeze()  # so that the collector does not write to, and thereby copy, memory shared with children
@@ -61,38 +63,43 @@ def serve(control: socket.socket, main: StepMain = reaper.serve) -> NoReturn:
             if not packet:
                 _end(reapers)
             if packet == RUN:
-                reapers.add(_start(control, fds, main))
+                pid, reply = _start(control, fds, main, reapers)
+                reapers[pid] = reply
 
 
-def _start(control: socket.socket, fds: list[int], main: StepMain) -> int:
+def _start(control: socket.socket, fds: list[int], main: StepMain, others: Reapers) -> tuple[int, socket.socket]:
     reply = socket.socket(fileno=fds[0])
     try:
         pid = syscalls.fork(0)
         if pid == 0:
-            control.close()
+            for each in (control, *others.values()):
+                each.close()
             with open(fds[1], "rb") as file:
                 wanted = spec.unpack(file.read(), fds[4:])
             main(wanted, reply, (fds[2], fds[3]))
     finally:
-        reply.close()
         for fd in fds[1:]:
             os.close(fd)
     debug.log("step taken", reaper=pid)
-    return pid
+    return pid, reply
 
 
-def _reap(reapers: set[int]) -> None:
-    """Reap children that have ended; kill those that a killed reaper has left behind."""
-    killed = False
+def _reap(reapers: Reapers) -> None:
+    """Reap children that have ended; kill those that a killed reaper has left behind. Only then does the requester see
+    that nobody answers."""
+    killed, replies = False, []
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            killed |= ended[0] in reapers and bool(ended[1])
-            reapers.discard(ended[0])
+            if (reply := reapers.pop(ended[0], None)) is not None:
+                killed |= bool(ended[1])
+                replies.append(reply)
     if killed:
-        _kill_orphans(reapers)
+        _kill_orphans(frozenset(reapers))
+    for each in replies:
+        each.close()
 
 
-def _kill_orphans(reapers: set[int]) -> None:
+def _kill_orphans(reapers: frozenset[int]) -> None:
     """Kill all children but ``reapers``, until there are none."""
     while orphans := children() - reapers:
         kill(orphans)
@@ -101,13 +108,13 @@ def _kill_orphans(reapers: set[int]) -> None:
                 os.waitpid(each, 0)
 
 
-def _end(reapers: set[int]) -> NoReturn:
+def _end(reapers: Reapers) -> NoReturn:
     """Have all steps end, and then this process."""
     for each in reapers:
         os.kill(each, signal.SIGTERM)
     for each in reapers:
         os.waitpid(each, 0)
-    _kill_orphans(set())
+    _kill_orphans(frozenset())
     debug.log("process ends")
     os._exit(0)
 

@@ -1,7 +1,9 @@
-"""Copies of directories of the host for a step that may read them only, where nothing can be mounted read-only.
+"""Copies of what is put into a step's root in place of mounts.
 
-A root process of a step can write to all files of its root. So it gets a copy, which is discarded: files share their
-blocks with the original where the file system can (ioctl_ficlonerange(2)).
+A root process of a step can write to all files of its root. So it gets a copy of what it may only read
+(``copy_tree``), which is discarded: files share their blocks with the original where the file system can
+(ioctl_ficlonerange(2)). And it can give a file of one cache directory a name in another, which different mounts would
+not allow (link(2), EXDEV): such files become two (``separate``).
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import Counter
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -53,6 +57,59 @@ def copy_tree(source: str, target: str) -> None:
     finally:
         for each in levels:
             _leave(each)
+
+
+def separate(directory: str) -> None:
+    """Replace the regular files in ``directory`` that have a name elsewhere, too, by copies. Raises OSError."""
+    names: Counter[int] = Counter()
+    links: dict[int, int] = {}
+    for _, _, status in _files(directory):
+        names[status.st_ino] += 1
+        links[status.st_ino] = status.st_nlink
+    copies: dict[int, int] = {}
+    shared = {inode for inode, count in names.items() if links[inode] > count}
+    try:
+        for parent, name, status in _files(directory) if shared else ():
+            if status.st_ino in shared:
+                _replace(parent, name, status.st_ino, copies)
+    finally:
+        for fd in copies.values():
+            os.close(fd)
+
+
+def _files(directory: str) -> Iterator[tuple[int, str, os.stat_result]]:
+    """Yield the regular files with several names: a descriptor of the directory, the name there, and the status."""
+    fds = [os.open(directory, _DIRECTORY)]
+    waiting = [os.listdir(fds[0])]
+    try:
+        while waiting:
+            if not waiting[-1]:
+                waiting.pop()
+                os.close(fds.pop())
+                continue
+            name = waiting[-1].pop()
+            status = os.stat(name, dir_fd=fds[-1], follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                fds.append(os.open(name, _DIRECTORY, dir_fd=fds[-1]))
+                waiting.append(os.listdir(fds[-1]))
+            elif stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+                yield fds[-1], name, status
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _replace(parent: int, name: str, inode: int, copies: dict[int, int]) -> None:
+    """Let ``name`` be one of the copy of ``inode``, which is made for the first one and is then in ``copies``."""
+    if inode in copies:
+        os.unlink(name, dir_fd=parent)
+        os.link(f"/proc/self/fd/{copies[inode]}", name, dst_dir_fd=parent, follow_symlinks=True)
+        return
+    source = os.open(name, _FILE, dir_fd=parent)
+    os.unlink(name, dir_fd=parent)
+    copy = os.open(name, _NEW, 0o600, dir_fd=parent)
+    copies[inode] = os.dup(copy)
+    _copy_file(source, copy)
 
 
 def _level(source: int, target: int) -> _Level:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
-from sandbox_process import Inside, SandboxProcess, listing
+from sandbox_process import Inside, SandboxProcess, listing, opened
 
-from executor.sandbox import Bind
+from executor.sandbox import Bind, Spec
 from executor.supervised.tree_copies import copy_tree
 from platforms import syscalls
+from platforms.errors import EnvironmentUnfit
 
 
 def _cache(inside: Inside, files: dict[str, str]) -> str:
@@ -33,6 +35,46 @@ def test_what_is_written_to_a_read_only_cache_is_discarded(chroot_sandbox: Sandb
     assert (done.out, done.ended.code) == ("kept\n5:6\n", 0)
     assert (listing(str(cache)), (cache / "kept").stat().st_ino) == before
     assert (cache / "kept").read_text() == "kept\n"
+
+
+def test_a_file_that_is_linked_into_another_cache_becomes_two(chroot_sandbox: SandboxProcess) -> None:
+    """With mounts, link(2) between them fails."""
+    one, other = (Path(chroot_sandbox.call(_cache, {"file": name, "below/kept": "kept"})) for name in ("one", "other"))
+    done = chroot_sandbox.run(
+        "ln /one/file /other/linked && ln /one/file /one/below/second && ln /other/below/kept /other/third",
+        mounts=(Bind(str(one), "/one"), Bind(str(other), "/other")),
+    )
+    assert done.ended.code == 0, done.err
+    assert (one / "file").samefile(one / "below/second")
+    assert (other / "third").samefile(other / "below/kept")
+    assert not (other / "linked").samefile(one / "file")
+    assert [each.stat().st_nlink for each in (one / "file", other / "linked", other / "third")] == [2, 1, 2]
+    assert (_kept(other / "linked"), (other / "linked").read_text()) == (_kept(one / "file"), "one")
+
+
+def test_a_cache_outlives_the_process_that_should_move_it_back(_busybox: None) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with opened(None, mode="chroot") as doomed:
+        cache = Path(doomed.call(_cache, {"kept": "kept"}))
+        command = "echo new >/cache/new; echo ready; sleep 1000"
+        assert "has died" in doomed.call(_killed_in, doomed.spec(command, mounts=(Bind(str(cache), "/cache"),)))
+        assert {each.name: each.read_text() for each in cache.iterdir()} == {"kept": "kept", "new": "new\n"}
+        assert os.listdir(cache.parent) == ["fs"]
+
+
+def _killed_in(inside: Inside, spec: Spec) -> str:
+    """Kill the reaper of a step with SIGKILL when the step has begun; return what the executor says of it."""
+    _, running, out, _ = inside._start(spec)
+    assert os.read(out, 100) == b"ready\n"
+    zygote = inside.launcher._zygote
+    (reaper,) = map(int, Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split())
+    os.kill(reaper, signal.SIGKILL)
+    try:
+        running.wait()
+    except EnvironmentUnfit as error:
+        return str(error)
+    return ""
 
 
 def test_files_of_proc_are_there_before_they_are_listed(chroot_sandbox: SandboxProcess) -> None:

@@ -1,0 +1,98 @@
+"""Directories of the store that are elsewhere for a time: cache directories in the root of a step in a chroot.
+
+A note beside the place of such a directory says where it is. So it is found again when the process that moves it back
+has been killed: by the executor when its step has failed, by the next step that uses the directory, and before anything
+is removed that killed processes have left. Whoever moves it holds a lock (flock(2)) of the directory that it is in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from platforms import syscalls
+from platforms.paths import below
+
+_NOTE: Final = ".moved"
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def note(home: str, place: str) -> None:
+    """Note that the directory ``home`` will be at ``place``, a path without links. Raises OSError."""
+    with open(home + _NOTE, "wb") as file:
+        file.write(b"%d %b" % (os.lstat(home).st_ino, os.fsencode(place)))
+
+
+def forget(home: str) -> None:
+    """Remove the note of ``home``: it is back."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(home + _NOTE)
+
+
+def bring_back(home: str) -> None:
+    """Move the directory ``home`` back if there is a note of it, and it is still where that says. Raises OSError.
+
+    A step may have changed everything there: no link is followed, and another directory is not taken for it.
+    """
+    try:
+        with open(home + _NOTE, "rb") as file:
+            number, _, place = file.read().partition(b" ")
+    except FileNotFoundError:
+        return
+    if not os.path.lexists(home):
+        above, _, name = os.fsdecode(place).rpartition("/")
+        with contextlib.suppress(OSError, ValueError):  # it is lost
+            parent = syscalls.openat2(syscalls.AT_FDCWD, above, _DIRECTORY, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+            try:
+                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode) and status.st_ino == int(number):
+                    os.rename(name, home, src_dir_fd=parent)
+            finally:
+                os.close(parent)
+    forget(home)
+
+
+def bring_back_unused(home: str) -> bool:
+    """As ``bring_back``, unless the directory is in use; return whether it is not. Raises OSError."""
+    if not os.path.lexists(home + _NOTE):
+        return True
+    with _held(os.path.dirname(home)) as free:
+        if free:
+            bring_back(home)
+        return free
+
+
+def bring_back_all(root: str) -> frozenset[str]:
+    """Bring back all cache directories of the store at ``root`` that are not in use. Return the names in its directory
+    for temporary files in which others are."""
+    used = set()
+    cache, temporary = below(root, "cache"), os.path.realpath(below(root, "tmp"))
+    for name in os.listdir(cache):
+        home = below(cache, name, "fs")
+        with contextlib.suppress(OSError):
+            if os.path.lexists(home + _NOTE) and not bring_back_unused(home):
+                with open(home + _NOTE, "rb") as file:
+                    place = os.fsdecode(file.read().partition(b" ")[2])
+                if place.startswith(temporary + "/"):
+                    used.add(place.removeprefix(temporary + "/").partition("/")[0])
+    return frozenset(used)
+
+
+@contextmanager
+def _held(directory: str) -> Iterator[bool]:
+    """Lock ``directory`` for the length of the block; yields False if another process has locked it."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
