@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from executor.store import moved_directories
 from executor.store.faults import translated
 from executor.store.locks import lock, try_lock
 from executor.store.removal import disk_usage, remove_tree
@@ -75,7 +74,10 @@ def acquire(
         place = directory_of(store, id)
         with translated(store.root, f"cannot use the cache directory {id!r}"):
             os.utime(os.path.join(place, "id"), (store.clock(), store.clock()))
-            moved_directories.bring_back_unused(os.path.join(place, "fs"))
+            if not os.path.lexists(os.path.join(place, "fs")):
+                from executor.store import moved_directories
+
+                moved_directories.bring_back_unused(os.path.join(place, "fs"))
         yield os.path.join(place, "fs")
 
 

@@ -31,6 +31,7 @@ VOLUME = "/var/lib/kanifold"
 EPOCH = "1700000000"
 NEWUIDMAP, NEWGIDMAP = b"\1\0\0\2\x80" + bytes(15), b"\1\0\0\2\x40" + bytes(15)
 """security.capability with CAP_SETUID, and with CAP_SETGID, effective (linux/capability.h, revision 2)."""
+WITHOUT_PRIVILEGES = ("docker-user", "k8s-restricted")
 WHERE = {**ENVIRONMENTS, "openshift": replace(ENVIRONMENTS["k8s-user"], name="openshift", user=1000660000)}
 """The containers that are tried; OpenShift's have a user that the image does not know."""
 
@@ -116,7 +117,10 @@ def test_the_entry_point_is_the_command(images: Images, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "environment",
-    ["k8s-root", "k8s-user", "openshift", "podman-root", "podman-user", "k8s-userns-sys-admin", "docker-sys-admin"],
+    [
+        *("k8s-root", "k8s-user", "openshift", "podman-root", "podman-user", "k8s-userns-sys-admin"),
+        *("docker-sys-admin", "docker-root", "docker-user", "k8s-restricted"),
+    ],
 )
 def test_two_platforms_are_built_in_a_container(
     environment: str, images: Images, seen: Seen, busybox: Base, kanifold: Kanifold, tmp_path: Path
@@ -133,16 +137,21 @@ def test_two_platforms_are_built_in_a_container(
     assert {"qemu-aarch64", "qemu-x86_64"} & set(done.stdout.split()), "nothing was emulated by the image's own qemu"
 
 
+@pytest.mark.parametrize(
+    "environment",
+    ["docker-root", *(pytest.param(each, marks=pytest.mark.slow) for each in ("k8s-user", *WITHOUT_PRIVILEGES))],
+)
 def test_packages_are_installed_for_two_platforms_in_a_container(
-    images: Images, seen: Seen, debian: Base, tmp_path: Path
+    environment: str, images: Images, seen: Seen, debian: Base, tmp_path: Path
 ) -> None:
+    """Of which one is emulated, and no handler is registered in the container."""
     context = tmp_path / "context"
     context.mkdir()
     install = "apt-get -q update && apt-get -qy --no-install-recommends install cron && getent group crontab >/group"
     (context / "Dockerfile").write_text(f"FROM debian\nRUN {install}\n")
     words = ["build", str(context), "--platform", "linux/amd64,linux/arm64", "--progress", "plain"]
     words += ["--build-context", f"debian=oci-layout://{debian.layout}", "-o", f"type=oci,dest={VOLUME}/out"]
-    done = _contained("k8s-user", images.kanifold, seen, tmp_path, words, (context, debian.layout))
+    done = _contained(environment, images.kanifold, seen, tmp_path, words, (context, debian.layout))
     assert done.returncode == 0, done.stdout
     for each in ("linux/amd64", "linux/arm64"):
         built = read_image(tmp_path / "volume/out", each)
