@@ -47,10 +47,10 @@ CASES = {
 @pytest.mark.parametrize("apply", [unpack, unpack_onto])
 @pytest.mark.parametrize("case", CASES)
 def test_it_ends_in_an_error_within_a_second(tmp_path: Path, case: str, apply: object) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ArchiveError):
         apply(io.BytesIO(CASES[case]), str(tmp_path), limits=UnpackLimits())  # type: ignore[operator]
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 def test_a_stream_that_fails_ends_the_unpacking(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_links_that_double_their_length_are_not_walked_for_ever(tmp_path: Path) 
     for number in range(1, 40):
         before = b"l%d" % (number - 1)
         parts.append(raw.header(b"l%d" % number, raw.SYMLINK, link=before + b"/../" + before))
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ArchiveError, match="symbolic links"):
         unpack(raw.stream(*parts, raw.file(b"l39/f", b"x")), str(tmp_path), limits=UnpackLimits())
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1

@@ -22,12 +22,12 @@ def test_a_million_descriptors_are_refused_quickly() -> None:
     registry = MemoryRegistry()
     registry.add_manifest("a/b", "1", mediatypes.OCI_INDEX, body.encode())
     with served(registry) as server, Client(options=TransferOptions(RetryPolicy(first_delay=0.001))) as client:
-        begun = time.monotonic()
+        begun = time.process_time()
         with pytest.raises(RegistryError, match="too much"):
             client.manifest(parse(f"{server.host}/a/b:1"))
         with pytest.raises(RegistryError):
             client.resolve(parse(f"{server.host}/a/b:1"))
-        assert time.monotonic() - begun < 5
+        assert time.process_time() - begun < 5
 
 
 def test_a_configuration_of_a_terabyte_is_not_read_into_memory() -> None:

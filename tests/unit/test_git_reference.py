@@ -196,10 +196,10 @@ def test_any_text_is_a_reference_or_none_or_a_clean_error(text: str) -> None:
 
 
 def test_a_long_text_takes_no_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("a" * 200_000, "a@b:" + "?#" * 100_000, f"{H}#" + "a/." * 70_000, f"{H}?" + "a=b&" * 50_000):
         try:
             parse(text)
         except ContextError:
             continue
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2

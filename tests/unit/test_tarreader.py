@@ -276,11 +276,11 @@ REFUSED: dict[str, tuple[bytes, ...]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ArchiveError) as caught:
         read(raw.file(b"before", b"x"), *REFUSED[case])
     assert caught.value.problem.why
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_an_archive_cut_off_anywhere_is_an_error_or_ends_between_members() -> None:
