@@ -64,7 +64,8 @@ def made(label: str, *, subordinate_ids: bool) -> Iterator[User]:
         finally:
             subprocess.run(["userdel", name], check=True, capture_output=True)
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        # The stores of a session are many files, and rm(1) takes half of rmtree's time.
+        subprocess.run(["rm", "-rf", str(home)], check=False)
 
 
 def can_run(user: User, command: list[str], environment: Mapping[str, str]) -> bool:
