@@ -106,13 +106,13 @@ def serving(root: Path, look: Look | None = None) -> Iterator[Served]:
 
     def answer(asked: Asked) -> Said:
         said = look(asked) if look is not None else None
-        return said if said is not None else _backend(root, asked)
+        return said if said is not None else backend(root, asked)
 
     with served(answer) as server:
         yield server
 
 
-def _backend(root: Path, asked: Asked) -> Said:
+def backend(root: Path, asked: Asked) -> Said:
     """Return the response of git-http-backend(1) (RFC 3875)."""
     environment = {
         "CONTENT_LENGTH": str(len(asked.body)),

@@ -113,7 +113,7 @@ def test_a_large_context_goes_by_way_of_the_registry(private: Private) -> None:
     options = {"context_repository": f"{private.name}/contexts", "context_limit": "1", "registry_secret": "pushes"}
     done = private.farm.kanifold.run(*private.words(platforms="linux/amd64,linux/arm64", **options))
     assert done.code == 0, done.said
-    assert "warning" not in done.err
+    assert "ContextArtifact" not in done.err
     assert len(private.server.seen("PUT", "/v2/contexts/manifests/")) == 1
     assert private.users("PUT", "/v2/contexts/") == {HERE}
     assert private.users("GET", "/v2/contexts/blobs/") == {THERE}

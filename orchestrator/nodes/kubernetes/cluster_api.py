@@ -48,6 +48,10 @@ CONNECT_SECONDS: Final = 10.0
 _REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _CLUSTER_WIDE: Final = frozenset({"nodes"})
 _ANSWER_LIMIT: Final = 32 << 20
+_MESSAGE_LIMIT: Final = 4 << 20
+"""Bytes of a message on a stream: a kubelet passes on what it reads from a pipe at a time."""
+_LINE: Final = 2 << 20
+"""Half of the bytes of a line of a watch at most: an object has 1.5 MiB, or not much more."""
 _PROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 """Of streams: the first byte of a message is its channel."""
 
@@ -150,7 +154,7 @@ class KubernetesClient:
                 proxy=configuration.proxy,
                 server_hostname=configuration.tls_server_name,
                 timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
-                max_msg_size=0,
+                max_msg_size=_MESSAGE_LIMIT,
                 compress=0,
             )
         except aiohttp.WSServerHandshakeError as error:
@@ -240,6 +244,7 @@ class KubernetesClient:
                 proxy=configuration.proxy,
                 timeout=timeout,
                 server_hostname=configuration.tls_server_name,
+                read_bufsize=_LINE if streamed else None,
             )
             if response.status < 400:
                 return response

@@ -186,7 +186,7 @@ def waiting_words(pod: Pod | None, events: Sequence[ClusterEvent], architecture:
         if scheduled is not None and scheduled.status == "False":
             return f"waiting for a node with {architecture}: {unschedulable_words(scheduled.message)}"
         return f"waiting for a node with {architecture}"
-    where = f"on node {pod.spec.node_name}"
+    where = f"on node {printable(pod.spec.node_name, 80)}"
     waiting = pod.container.waiting
     if waiting is not None and waiting.reason in _UNPULLED:
         return f"cannot pull the image {where}, it is tried again: {printable(waiting.message)}"
@@ -314,12 +314,14 @@ def end(pod: Pod | None, events: Sequence[ClusterEvent], node: str) -> KanifoldE
     if terminated is not None and terminated.reason == "OOMKilled":
         return OutOfMemory(f"the executor on node {node} ran out of memory", why="OOMKilled", remedy=memory)
     if pod.status.reason == "Evicted":
-        return ConnectionLost(what, why=f"evicted from {pod.spec.node_name}: {printable(pod.status.message, 500)}")
+        return ConnectionLost(
+            what, why=f"evicted from {printable(pod.spec.node_name, 80)}: {printable(pod.status.message, 500)}"
+        )
     if pod.status.reason == "DeadlineExceeded":
         return EnvironmentUnfit(what, why="its Job has reached activeDeadlineSeconds", remedy="raise deadline= there")
     disrupted = pod.condition("DisruptionTarget")
     if disrupted is not None and disrupted.status == "True":
-        why = _DISRUPTIONS.get(disrupted.reason, disrupted.reason)
+        why = _DISRUPTIONS.get(disrupted.reason) or printable(disrupted.reason, 80)
         return ConnectionLost(what, why=f"{why} ({printable(disrupted.message, 300)})" if disrupted.message else why)
     if killed is not None:
         return ConnectionLost(what, why=_DISRUPTIONS["PreemptionByScheduler"])
