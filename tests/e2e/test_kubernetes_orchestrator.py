@@ -38,7 +38,7 @@ def test_all_executors_are_watched_by_one_watch(farm: Farm, count: int) -> None:
     assert found["watch events"] <= 2
     assert found["list pods"] == found["list events"] == 1
     assert found["create jobs"] == found["delete jobs"] == count
-    assert found["get pods/exec"] + found["create pods/exec"] == count
+    assert found["get pods/exec"] + found["create pods/exec"] >= count, "more if a stream is cut"
     assert set(found) <= {
         "watch pods", "watch events", "list pods", "list events", "create jobs", "delete jobs", "get pods/exec",
         "create pods/exec",
