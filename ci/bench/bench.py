@@ -48,6 +48,8 @@ class Settings:
     repeats: int
     builders: frozenset[str]
     """Those that were asked for by name."""
+    tidy: bool
+    """Whether stores are removed at once, and not at the end."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _session(
                 published.check(build.ref, build.platforms)
                 yield f"{workload.name}, changed", builder.name, _told(f"{workload.name}, changed", builder, measured)
     finally:
-        if not workload.usual:
+        if settings.tidy or not workload.usual:
             shutil.rmtree(home, ignore_errors=True)  # gigabytes
         # The others stay until the end of the run: ext4 does not hand out the inodes of what was deleted in the last
         # minutes, and passes over them one by one, so that whoever builds beside them is measured searching.
@@ -203,6 +205,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of a twentieth of the size: does it work?")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that a build may take (default: 600)")
     parser.add_argument("--tmp", metavar="DIR", help="where everything is made and removed (default: $TMPDIR)")
+    parser.add_argument(
+        "--tidy",
+        action="store_true",
+        help="remove each store at once: takes less room, and on ext4 slows down the next",
+    )
+    parser.add_argument(
+        "--part",
+        metavar="NAME",
+        default="",
+        help="the part of docs/performance.md that --isolation or --container is for",
+    )
     parser.add_argument("--docs", action="store_true", help="put the results into docs/performance.md as well")
     parser.add_argument("--out", metavar="DIR", default="out/bench", help="for the results (default: out/bench)")
     return parser.parse_args()
@@ -223,6 +236,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         timeout=arguments.timeout,
         repeats=arguments.again,
         builders=frozenset(filter(None, arguments.builders.split(","))),
+        tidy=arguments.tidy,
     )
 
 
@@ -249,12 +263,14 @@ def _comparison(arguments: argparse.Namespace, handlers: Handlers | None) -> Com
     """What the command line asks for. Raises ``FailedError``."""
     program = str(Path(arguments.kanifold).resolve())
     if arguments.isolation:
-        return Comparison("modes", tuple(builders.modes(program, arguments.isolation.split(","))))
+        return Comparison(arguments.part or "modes", tuple(builders.modes(program, arguments.isolation.split(","))))
     if arguments.container:
         import contained  # with the modules of the project that make containers
 
         kind = contained.environment(arguments.container)
-        return Comparison("containers", tuple(contained.find(program, kind, arguments.peers, handlers)))
+        return Comparison(
+            arguments.part or "containers", tuple(contained.find(program, kind, arguments.peers, handlers))
+        )
     earlier = [Kanifold(str(Path(arguments.against).resolve()), "before")] if arguments.against else []
     others = builders.find(arguments.peers, handlers.words) if handlers is not None else ()
     return Comparison("", (Kanifold(program), *earlier, *others))
@@ -283,7 +299,7 @@ def main() -> int:
             profile = "\n\n".join(profiles(settings, compared.traced, registry, contexts, folder))
     rows = table.rows(taken, WORKLOADS)
     names = [each.name for each in compared.builders if any(each.name in row.times for row in rows)]
-    if compared.part == "modes":
+    if arguments.isolation:
         shown = f"{table.ratios(rows, names)}\n\n{table.processors(rows, names)}"
     elif compared.part:
         shown = f"{table.markdown(rows, names)}\n\n{table.processors(rows, names[::-1])}"
