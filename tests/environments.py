@@ -3,7 +3,7 @@
     ci/environments            write it; as root, a quarter of an hour
     ci/environments -          print it
 
-    ci/environments - NAME...  print the rows of these environments
+    ci/environments [-] NAME...    write, or print, the rows of these environments only
 
 The containers are those of ``ci/containers``. Beside kanifold, those of buildah, kaniko and BuildKit that are on PATH
 or were made by ``ci/judges`` build the same Dockerfiles, each in the way that needs the least.
@@ -156,7 +156,10 @@ class Place:
         settings = f'[registry."{self.registry}"]\nhttp = true\ninsecure = true\n'
         return self.run(
             environment, ["sh", "-c", _DAEMONLESS, "sh", ",".join(platforms), settings], dockerfile,
-            {"PATH": f"{self.programs}:/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR": "/box/run"},
+            {
+                "PATH": f"{self.programs}:/usr/sbin:/usr/bin:/sbin:/bin", "XDG_RUNTIME_DIR": "/box/run",
+                "USER": "user" if environment.user else "root",
+            },
         )  # fmt: skip
 
 
@@ -212,7 +215,8 @@ def shown(result: tuple[int, str]) -> str:
 
 
 def main() -> None:
-    environments = [ENVIRONMENTS[each] for each in sys.argv[2:]] or list(ENVIRONMENTS.values())
+    printed, names = sys.argv[1:2] == ["-"], [each for each in sys.argv[1:] if each != "-"]
+    environments = [ENVIRONMENTS[each] for each in names] or list(ENVIRONMENTS.values())
     with tempfile.TemporaryDirectory(prefix="kanifold-environments.") as temporary:
         scratch = Path(temporary)
         scratch.chmod(0o755)
@@ -224,12 +228,23 @@ def main() -> None:
                 copy = ["skopeo", "copy", "--quiet", "--all", "--dest-tls-verify=false"]
                 subprocess.run([*copy, f"oci:{layout}:latest", f"docker://{registry}/{name}:latest"], check=True)
             made = "\n".join(rows(Place(scratch, registry), environments)) + "\n"
-    if sys.argv[1:2] == ["-"]:
+    if printed:
         print(made, end="")
         return
     text = PAGE.read_text()
     before, after = text.index(BEGIN) + len(BEGIN), text.index(END)
+    if names:
+        made = with_rows(text[before:after].strip(), made)
     PAGE.write_text(text[:before] + "\n" + made + "\n" + text[after:])
+
+
+def with_rows(table: str, made: str) -> str:
+    """Return ``table`` with the rows of environments that are in the table ``made``, which must have the same head."""
+    head, *lines = made.splitlines()
+    if table.partition("\n")[0] != head:
+        sys.exit("ci/environments: the page has other columns: write the whole table")
+    rows = {line.partition(":")[0]: line for line in lines}
+    return "".join(f"{rows.get(line.partition(':')[0], line)}\n" for line in table.splitlines())
 
 
 if __name__ == "__main__":
