@@ -71,7 +71,8 @@ class AnsweredStep:
         self._output = output
         self._emulator = emulator
         # Blocked for good: one that arrives while a descriptor is added would have the caller get another one.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        # Nor may SIGIO end this process, when somebody outside writes to a program while it is looked at.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*_SIGNALS, signal.SIGIO))
         self._signals = syscalls.signal_descriptor(_SIGNALS)
         self._statuses: dict[int, int] = {}
         self._cancelled = False

@@ -3,16 +3,20 @@
 The kernel starts what execve(2) names, and the loader that the program's header names, in the root directory of the
 caller, which is the executor's. So a program is copied to a directory that the step cannot reach, and the copy's header
 (PT_INTERP) names a copy of the loader that the step's root has. The name in the program's memory stays, with which its
-loader compares. A copy is kept until the root is removed; a changed program gets another.
+loader compares. A copy is kept until the root is removed; a changed program gets another, and so does one with
+another loader. What anybody has open for writing is not executed (ETXTBSY), as by the kernel: it could be changed
+without any sign while it is mapped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 import struct
+import time
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -34,6 +38,8 @@ _WORD: Final = 0xFFFFFFFF
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _PT_INTERP: Final = 3
 _CHUNK: Final = 1 << 24
+_TICK: Final = 50_000_000
+"""Nanoseconds within which two changes of a file can have the same time (several ticks of any kernel's clock)."""
 _NAME: Final = b"program"
 _NATIVE: Final = {"amd64": ("amd64", "386"), "arm64": ("arm64", "arm")}
 """The architectures whose programs a kernel may run."""
@@ -53,6 +59,7 @@ class ProgramCopies:
         self._processes = processes
         self._place = place
         self._emulated, self._emulator = emulator[0], os.fsencode(emulator[1])
+        self._count = 0
 
     def __call__(self, caller: Caller) -> Change:
         """Return the call that starts the program. Raises OSError as execve(2) does."""
@@ -95,7 +102,15 @@ class ProgramCopies:
     def _copied(self, process: Process, file: int, name: bytes) -> bytes:
         """Return the path of a copy of the program ``file`` that is called ``name``. Raises OSError."""
         status = os.fstat(file)
-        directory = below(self._place, f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}")
+        version = f"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}"
+        part = _interpreter(file)
+        loader = b"" if part is None else self._loader(process, part[1])
+        if part is not None:
+            version += f"-{os.path.basename(os.path.dirname(os.fsdecode(loader)))}"
+        if abs(time.time_ns() - status.st_ctime_ns) < _TICK:  # it may be changed once more without a sign
+            self._count += 1
+            version += f"-{os.getpid():x}-{self._count:x}"
+        directory = below(self._place, version)
         path = os.fsencode(below(directory, os.fsdecode(name)))
         if os.path.lexists(path):
             return path
@@ -103,18 +118,16 @@ class ProgramCopies:
         if not os.path.lexists(first):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(directory, 0o755)
-            loader = b""
-            part = _interpreter(file)
-            if part is not None:
-                place, text = part
-                loader = self._loader(process, text)
             draft = below(directory, ".draft")
             out = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o700)
             try:
                 _copy(file, out, status.st_size)
                 if part is not None:
-                    place.name(out, status.st_size, loader)
+                    part[0].name(out, status.st_size, loader)
                 os.fchmod(out, 0o555)
+            except OSError:
+                os.unlink(draft)
+                raise
             finally:
                 os.close(out)
             os.rename(draft, first)
@@ -129,6 +142,7 @@ class ProgramCopies:
         try:
             if not stat.S_ISREG(os.fstat(found.fd).st_mode):
                 raise failure(errno.EACCES)
+            _check_unwritten(found.fd)
             return self._copied(process, found.fd, _NAME)
         finally:
             os.close(found.fd)
@@ -165,6 +179,7 @@ class _Opener:
             if not stat.S_ISREG(self.last.st_mode) or self.table.of(self.last).device is not None:
                 raise failure(errno.EACCES)
             permissions.check(self.process.credentials, self.table.told(self.last), permissions.EXECUTE)
+            _check_unwritten(file)
         except OSError:
             os.close(file)
             raise
@@ -235,12 +250,37 @@ def _interpreter(file: int) -> tuple[_HeaderPlace, bytes] | None:
     return None
 
 
+def _check_unwritten(file: int) -> None:
+    """Check that nobody has ``file``, open for reading, open for writing. Raises OSError (ETXTBSY).
+
+    Where nobody has, a read lease can be taken (F_SETLEASE, fcntl(2)); file systems without leases tell nothing.
+    """
+    try:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except BlockingIOError:
+        raise failure(errno.ETXTBSY) from None
+    except OSError:
+        return
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
 def _copy(source: int, target: int, size: int) -> None:
+    """Copy ``size`` bytes, but no holes."""
     if syscalls.share_content(source, target):
         return
+    os.ftruncate(target, size)
     done = 0
     while done < size:
-        count = os.sendfile(target, source, done, min(_CHUNK, size - done))
-        if not count:
-            raise failure(errno.EIO)
-        done += count
+        try:
+            done = os.lseek(source, done, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # the rest is a hole
+                return
+            raise
+        end = os.lseek(source, done, os.SEEK_HOLE)
+        os.lseek(target, done, os.SEEK_SET)
+        while done < end:
+            count = os.sendfile(target, source, done, min(_CHUNK, end - done))
+            if not count:
+                raise failure(errno.EIO)
+            done += count

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox_process import Done, Inside, SandboxProcess
+from sandbox_process import BUSYBOX, Done, Inside, SandboxProcess
 
 from executor.sandbox import Spec
 from executor.sandbox.spec import Tmpfs
@@ -133,6 +133,33 @@ def test_what_is_executed(answered_sandbox: SandboxProcess) -> None:
     )
     assert found.done.out == "script /s one two\ncopied\n/bin/busybox\nscript ./s\n"
     assert "/x/echo: Permission denied" in found.done.err
+
+
+def test_a_program_that_is_open_for_writing_is_not_executed(answered_sandbox: SandboxProcess) -> None:
+    found = run(
+        answered_sandbox,
+        "cp /bin/busybox /echo; printf '#!/bin/sh\\necho ran\\n' >/s; chmod 755 /s;"
+        "for each in /echo /s; do $each ran 9>>$each; echo $?; $each ran; done",
+    )
+    assert found.done.out == "126\nran\n126\nran\n"
+    assert found.done.err.count("Text file busy") == 2
+
+
+def test_a_changed_program_is_executed_as_it_is(answered_sandbox: SandboxProcess) -> None:
+    """Also when its size is the same, and its time on a kernel whose clock has not ticked."""
+    place = BUSYBOX.read_bytes().index(b"BusyBox v")
+    found = run(
+        answered_sandbox,
+        "mkdir /x; cp /bin/busybox /x; for each in 1 2 3 4 5 6; do"
+        f" printf $each | dd of=/x/busybox bs=1 seek={place} conv=notrunc 2>/dev/null;"
+        " /x/busybox | head -n 1 | cut -c 1; done",
+    )
+    assert found.done.out.split() == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_holes_of_a_program_are_not_copied(answered_sandbox: SandboxProcess) -> None:
+    found = run(answered_sandbox, "cp /bin/busybox /echo; truncate -s 1099511627776 /echo; /echo ran")
+    assert (found.done.out, found.done.err) == ("ran\n", "")
 
 
 @pytest.mark.skipif(not shutil.which("setcap"), reason="no setcap (Debian: libcap2-bin)")
