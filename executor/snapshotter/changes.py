@@ -19,6 +19,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -67,11 +68,45 @@ class Baseline(msgspec.Struct, frozen=True):
     """Whether every change to a file changes its ctime (``sees_mapped_writes``)."""
 
 
-class _Row(Place):
-    """A directory on the current path of the comparison."""
+class SharedFiles:
+    """Files with several names, by inode, as a walk through a root finds them.
 
+    Some of the names may be in no root: a step of a supervised mode can link a file of the root to a cache directory.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, int], list[bytes]] = {}
+        self._links: dict[tuple[int, int], int] = {}
+
+    def add(self, path: bytes, status: os.stat_result) -> None:
+        """Note a file, if it has several names."""
+        if status.st_nlink > 1:
+            inode = status.st_dev, status.st_ino
+            self._names.setdefault(inode, []).append(path)
+            self._links[inode] = status.st_nlink
+
+    def others(self) -> dict[bytes, bytes]:
+        """Return the names that are to be those of copies, so that each file of the root has one name and no other.
+
+        Each with the name of what is to be copied: that which the file keeps, or itself.
+        """
+        found: dict[bytes, bytes] = {}
+        for inode, names in self._names.items():
+            if self._links[inode] > len(names):
+                found.update(zip(names, names, strict=True))
+            else:
+                found.update(dict.fromkeys(names[1:], names[0]))
+        return found
+
+
+class _Row(Place):
+    """A directory on the current path of the comparison. ``names``: only those to be looked at."""
+
+    status: os.stat_result | None = None
+    """Its own; None for the root."""
     found: dict[bytes, os.stat_result] = msgspec.field(default_factory=dict)
-    before: dict[bytes, bytes] = msgspec.field(default_factory=dict)
+    same: frozenset[bytes] = frozenset()
+    """Those of ``found`` that are as they were before."""
 
 
 class Comparison:
@@ -79,28 +114,47 @@ class Comparison:
 
     def __init__(self, root: str, before: Baseline, recorded: Records) -> None:
         self._root = os.fsencode(root)
+        self._top = -1
         self._before = before.table
         self._below = before.below
         self._by_ctime = before.by_ctime
         self._records = recorded
         self._records_below = before.recorded
         self._links = HardLinks()
-        self._names: dict[tuple[int, int], bytes] = {}
         self.table: Table = {}
         """The table of the present state; complete after ``entries``."""
-        self.other_names: dict[bytes, bytes] = {}
-        """The names of files with several, except the first; each with the first."""
+        self.shared = SharedFiles()
+        """Complete after ``entries``."""
 
     def entries(self) -> Iterator[Entry]:
         """Yield the changes as ``diff.scan`` does for an upper directory. To be called once."""
-        return diff.changes(self, self._row(b"", Entry(b"", Kind.DIRECTORY), changed=False))
+        with _opened(self._root) as self._top:
+            yield from diff.changes(self, self._row(b"", None, changed=False))
 
-    def _row(self, path: bytes, entry: Entry, *, changed: bool) -> _Row:
+    def entry(self, here: _Row) -> Entry:
+        assert here.status is not None
+        return self._entry(here.path, here.status)
+
+    def _row(self, path: bytes, status: os.stat_result | None, *, changed: bool) -> _Row:
         packed = self._before.get(path)
         before: dict[bytes, bytes] = marshal.loads(packed) if packed is not None else {}
-        found = listed(self._root, path)
-        self.table[path] = packed_row(found)
-        return _Row(path, sorted({*before, *found}, reverse=True), entry, changed, found, before)
+        found = _listed(self._top, path)
+        now = {name: signature_of(status) for name, status in found.items()}
+        self.table[path] = marshal.dumps(now)
+        above = path + b"/" if path else b""
+        names = [*(before.keys() - now.keys())]
+        same: list[bytes] = []
+        for name in sorted(found):
+            is_directory = stat.S_ISDIR(found[name].st_mode)
+            if not is_directory:
+                self.shared.add(above + name, found[name])
+            if before.get(name) != now[name] or (not self._by_ctime and stat.S_ISREG(found[name].st_mode)):
+                names.append(name)
+            elif is_directory:
+                names.append(name)
+                same.append(name)
+        names.sort(reverse=True)
+        return _Row(path, names, changed, status, found, frozenset(same))
 
     def look(self, here: _Row, name: bytes) -> _Row | Entry | None:
         path = here.path + b"/" + name if here.path else name
@@ -108,17 +162,11 @@ class Comparison:
         if status is None:
             there = self._below.find(path).status is not None
             return Entry(path, Kind.WHITEOUT, mode=0) if there else None
-        signature = signature_of(status)
-        is_directory = stat.S_ISDIR(status.st_mode)
-        if not is_directory and status.st_nlink > 1:
-            first = self._names.setdefault((status.st_dev, status.st_ino), path)
-            if first != path:
-                self.other_names[path] = first
-        if here.before.get(name) == signature and (self._by_ctime or not stat.S_ISREG(status.st_mode)):
-            return self._row(path, self._entry(path, status), changed=False) if is_directory else None
+        if name in here.same:
+            return self._row(path, status, changed=False)
         entry = self._entry(path, status)
         if entry.kind is Kind.DIRECTORY:
-            return self._row(path, entry, changed=self._is_changed(entry))
+            return self._row(path, status, changed=self._is_changed(entry))
         if stat.S_ISSOCK(status.st_mode):
             return None
         # A file that was only given another name is in the snapshot under both, as in an upper directory: then a COPY
@@ -145,42 +193,29 @@ class Comparison:
         return entry.kind is Kind.DIRECTORY and entry.mtime_ns != old.mtime_ns
 
 
-def scan(root: str) -> tuple[Table, dict[bytes, bytes]]:
-    """Return the table of the directory ``root``, and its ``Comparison.other_names``."""
+def scan(root: str) -> tuple[Table, SharedFiles]:
+    """Return the table of the directory ``root``, and its files with several names."""
     table: Table = {}
-    firsts: dict[tuple[int, int], bytes] = {}
-    other_names: dict[bytes, bytes] = {}
-    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    shared = SharedFiles()
     waiting = [b""]
-    try:
+    with _opened(root) as top:
         while waiting:
             path = waiting.pop()
             above = path + b"/" if path else b""
-            here = _open(top, path)
             row: dict[bytes, bytes] = {}
-            try:
-                for each in sorted(os.listdir(here)):
-                    status = os.stat(each, dir_fd=here, follow_symlinks=False)
-                    name = os.fsencode(each)
-                    row[name] = signature_of(status)
-                    if stat.S_ISDIR(status.st_mode):
-                        waiting.append(above + name)
-                    elif status.st_nlink > 1:
-                        first = firsts.setdefault((status.st_dev, status.st_ino), above + name)
-                        if first != above + name:
-                            other_names[above + name] = first
-            finally:
-                os.close(here)
+            for name, status in sorted(_listed(top, path).items()):
+                row[name] = signature_of(status)
+                if stat.S_ISDIR(status.st_mode):
+                    waiting.append(above + name)
+                else:
+                    shared.add(above + name, status)
             table[path] = marshal.dumps(row)
-    finally:
-        os.close(top)
-    return table, other_names
+    return table, shared
 
 
 def renew(table: Table, root: str, paths: Iterable[bytes]) -> None:
     """Update ``table`` for ``paths`` below ``root``, which were replaced, and the directories above, whose times were
     set."""
-    top = os.fsencode(root)
     directories: set[bytes] = set()
     for path in paths:
         above = path
@@ -189,31 +224,29 @@ def renew(table: Table, root: str, paths: Iterable[bytes]) -> None:
             if above in directories:
                 break
             directories.add(above)
-    for directory in directories:
-        table[directory] = packed_row(listed(top, directory))
+    with _opened(root) as top:
+        for directory in directories:
+            found = _listed(top, directory)
+            table[directory] = marshal.dumps({name: signature_of(status) for name, status in found.items()})
 
 
-def listed(root: bytes, path: bytes) -> dict[bytes, os.stat_result]:
-    """Return what is in the directory ``path`` below ``root``, no component of which may be a link."""
-    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def _opened(root: str | bytes) -> Iterator[int]:
+    fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        here = _open(top, path)
+        yield fd
     finally:
-        os.close(top)
+        os.close(fd)
+
+
+def _listed(top: int, path: bytes) -> dict[bytes, os.stat_result]:
+    """Return what is in the directory ``path`` below ``top``, no component of which may be a link."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    here = syscalls.openat2(top, os.fsdecode(path) or ".", flags, resolve=syscalls.CONFINED)
     try:
         return {os.fsencode(name): os.stat(name, dir_fd=here, follow_symlinks=False) for name in os.listdir(here)}
     finally:
         os.close(here)
-
-
-def _open(top: int, path: bytes) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    return syscalls.openat2(top, os.fsdecode(path) or ".", flags, resolve=syscalls.CONFINED)
-
-
-def packed_row(found: dict[bytes, os.stat_result]) -> bytes:
-    """Return the row of a table for a directory with the contents ``found``."""
-    return marshal.dumps({name: signature_of(status) for name, status in found.items()})
 
 
 def signature_of(status: os.stat_result) -> bytes:

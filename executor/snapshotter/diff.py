@@ -56,8 +56,6 @@ class Place(msgspec.Struct):
     path: bytes
     names: list[bytes]
     """Names that were not visited yet, last first."""
-    entry: Entry = Entry(b"", Kind.DIRECTORY)
-    """The directory's entry; the default for the root, which has none."""
     changed: bool = False
 
 
@@ -71,6 +69,10 @@ class Walk(Protocol[D]):
         """Return None if ``name`` in ``here`` is unchanged, an entry for a change, or a directory to descend into."""
         ...
 
+    def entry(self, here: D) -> Entry:
+        """Return the entry of the directory ``here``, which is not the root."""
+        ...
+
 
 def changes(walk: Walk[D], top: D) -> Iterator[Entry]:
     """Yield the changes that ``walk`` finds in and below the directory ``top``, in canonical order.
@@ -78,26 +80,26 @@ def changes(walk: Walk[D], top: D) -> Iterator[Entry]:
     A directory has an entry if it has changed or holds changes.
     """
     waiting = [top]
-    unsaid: list[Entry] = []  # unchanged directories on the path, in which no change was found yet
+    unsaid: list[D] = []  # directories on the path without an entry so far, as no change was found in them
     while waiting:
         here = waiting[-1]
         if not here.names:
             waiting.pop()
-            if unsaid and unsaid[-1].path == here.path:
+            if unsaid and unsaid[-1] is here:
                 unsaid.pop()
             continue
         found = walk.look(here, here.names.pop())
+        if found is None:
+            continue
         if isinstance(found, Place):
             waiting.append(found)
-            unsaid.append(found.entry)
+            unsaid.append(found)
             if not found.changed:
                 continue
-        elif found is None:
-            continue
-        else:
-            unsaid.append(found)
-        yield from unsaid
+        yield from map(walk.entry, unsaid)
         unsaid.clear()
+        if isinstance(found, Entry):
+            yield found
 
 
 class HardLinks:
@@ -160,7 +162,10 @@ class _Scan:
         if hiding and below.directories:
             names = sorted({*names, *layers.names(below.directories)}, reverse=True)
         changed = below.status is None or not self._same(entry, below)
-        return _Directory(path, names, entry, changed, below.directories, hiding, deletions=opaque == b"x")
+        return _Directory(path, names, changed, entry, below.directories, hiding, deletions=opaque == b"x")
+
+    def entry(self, here: _Directory) -> Entry:
+        return here.entry
 
     def _entry(self, path: bytes, host: bytes, status: os.stat_result, xattrs: Xattrs) -> Entry | None:
         """What is at ``host``, as it is meant; None for a socket."""
@@ -206,6 +211,7 @@ def same(entry: Entry, old: Entry) -> bool:
 class _Directory(Place):
     """A directory on the current path of the scan."""
 
+    entry: Entry = Entry(b"", Kind.DIRECTORY)
     below: Directories = ()
     hiding: bool = False
     """Nothing of the layers below shows through."""

@@ -28,7 +28,7 @@ import msgspec
 from executor.rootfs.entry import Entry, Kind
 from executor.snapshotter import changes, diff, records, tree_copy
 from executor.snapshotter.apply import Merged
-from executor.snapshotter.changes import Comparison, Table
+from executor.snapshotter.changes import Comparison, SharedFiles, Table
 from executor.snapshotter.inplace import Before, wait_for_clock_tick
 from executor.snapshotter.layers import Union
 from executor.snapshotter.materialise import fill, finish
@@ -37,8 +37,8 @@ from executor.snapshotter.rootfs import Directory
 from executor.snapshotter.snapshotter import ActiveRoot, Mounted, Parents, make_mount_points, stacked
 from executor.snapshotter.unpack import Meaning, Unpacked, UnpackLimits, unpack_onto
 from executor.store import faults, removal, snapshots
-from executor.store.block_groups import spread
 from executor.store.snapshots import Snapshot
+from executor.store.store import spread
 from platforms import syscalls
 from platforms.errors import BuildError, KanifoldError
 from platforms.paths import below
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 _KEPT: Final = 8
 """Maximum number of unused roots."""
+
+_REMOVING: Final = 2
+"""Number of threads that remove a root: the kernel's part of that is largest, and parts of it wait for the disk."""
 
 _ATTRIBUTES: Final = ("user.", "system.posix_acl_")
 """Prefixes of the extended attributes of directories that a step can set (xattr(7))."""
@@ -127,7 +130,7 @@ class Plain:
         del self._used[root.fs]
         try:
             root.table = comparison.table
-            self._separate(root, comparison.other_names)
+            self._separate(root, comparison.shared)
         except (OSError, KanifoldError):  # the snapshot is there, and its root can be made anew
             _remove(root)
             return made
@@ -202,14 +205,14 @@ class Plain:
         for count in range(len(root.state), len(parents)):
             _apply(root.fs, self.diff(parents[count], parents[:count]), devices=self._mounts)
         root.state = tuple(each.number for each in parents)
-        root.table, other_names = changes.scan(root.fs)
-        self._separate(root, other_names)
+        root.table, shared = changes.scan(root.fs)
+        self._separate(root, shared)
 
-    def _separate(self, root: _Root, other_names: dict[bytes, bytes]) -> None:
-        """Replace the ``other_names`` of files in ``root`` by copies."""
-        if other_names:
-            _apply(root.fs, _copies(root.fs, other_names), devices=self._mounts)
-            changes.renew(root.table, root.fs, tuple(other_names))
+    def _separate(self, root: _Root, shared: SharedFiles) -> None:
+        """Replace the names of ``shared`` files in ``root`` by copies, except for one of each that is only there."""
+        if others := shared.others():
+            _apply(root.fs, _copies(root, others), devices=self._mounts)
+            changes.renew(root.table, root.fs, others)
 
     def _keep(self, root: _Root) -> None:
         """Keep ``root`` as unused. If there are too many, remove the oldest."""
@@ -322,16 +325,23 @@ def _apply(directory: str, entries: Iterator[Entry], *, devices: bool) -> None:
         records.rewrite(directory, (*kept, *merged.records))
 
 
-def _copies(directory: str, other_names: dict[bytes, bytes]) -> Iterator[Entry]:
-    """Yield the entries that replace ``other_names`` by copies."""
-    recorded = records.read(directory)
-    root = os.fsencode(directory)
-    for path, first in other_names.items():
-        host = root + b"/" + first
-        status = os.lstat(host)
-        entry = diff.read(path, host, status, diff.xattrs_of(host, status))
-        if entry is not None:  # a socket has the names that it has
-            yield records.applied_as_seen(entry, recorded.get(path))
+def _copies(root: _Root, others: dict[bytes, bytes]) -> Iterator[Entry]:
+    """Yield the entries that replace ``others`` (``SharedFiles.others``) by copies."""
+    recorded = records.read(root.fs)
+    kept = os.fsencode(below(root.directory, "copied"))
+    for path, first in others.items():
+        host = os.fsencode(root.fs) + b"/" + first
+        if path == first:  # the name is gone when its entry is applied
+            os.link(host, kept, follow_symlinks=False)
+            host = kept
+        try:
+            status = os.lstat(host)
+            entry = diff.read(path, host, status, diff.xattrs_of(host, status))
+            if entry is not None:  # a socket has the names that it has
+                yield records.applied_as_seen(entry, recorded.get(path))
+        finally:
+            if path == first:
+                os.unlink(kept)
 
 
 def _strip(host: bytes) -> None:
@@ -378,4 +388,4 @@ def _opened(directory: str, path: bytes) -> Iterator[int]:
 def _remove(root: _Root) -> None:
     """Delete ``root`` as far as possible. The rest is deleted with the job's directory."""
     with contextlib.suppress(OSError):
-        removal.remove_tree(root.directory)
+        removal.remove_tree(root.directory, threads=_REMOVING)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,21 +14,24 @@ if TYPE_CHECKING:
     from typing import Final
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_EACH_THREAD: Final = 16
+"""Number of directories on a level from which a thread more is worthwhile."""
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: str, *, threads: int = 1) -> None:
     """Delete the directory ``path`` with its content. Continues after an error and raises the first ``OSError`` in the
     end.
 
     Subdirectories are moved up to the top instead of being descended into, so that the depth of the tree and the length
-    of its paths do not matter, and three descriptors suffice.
+    of its paths do not matter, and three descriptors for each of the ``threads`` suffice. More than one thread only if
+    the names in ``path`` itself are not from outside: they could be those of directories that are moved up.
     """
     try:
         top = os.open(path, _DIRECTORY)
     except FileNotFoundError:
         return
     try:
-        _Removal(top).run()
+        _Removal(top).run(threads)
     finally:
         os.close(top)
     os.rmdir(path)
@@ -35,20 +40,42 @@ def remove_tree(path: str) -> None:
 class _Removal:
     def __init__(self, top: int) -> None:
         self._top = top
-        self._moved = 0
+        self._moved = itertools.count(1)
         self._stuck: set[str] = set()
         self._error: OSError | None = None
 
-    def run(self) -> None:
-        while directories := self._sweep(self._top):
-            for name in directories:
-                self._empty(name)
+    def run(self, threads: int) -> None:
+        while directories := self._sweep(self._top)[0]:
+            # With few directories, as on most levels, a thread costs more than it saves.
+            others = [
+                threading.Thread(target=self._empty_all, args=(directories,), name="remove", daemon=True)
+                for _ in range(1, min(threads, len(directories) // _EACH_THREAD))
+            ]
+            for each in others:
+                each.start()
+            self._empty_all(directories)
+            for each in others:
+                each.join()
         if self._error is not None:
             raise self._error
 
-    def _sweep(self, fd: int) -> list[str]:
-        """Unlink everything in the directory ``fd`` that is not a directory; return the names of the directories."""
+    def _empty_all(self, directories: list[str]) -> None:
+        """Remove ``directories`` at the top, which other threads do, too: each takes the last one."""
+        while True:
+            try:
+                name = directories.pop()
+            except IndexError:
+                return
+            try:
+                self._empty(name)
+            except OSError as error:
+                self._note(name, error)
+
+    def _sweep(self, fd: int) -> tuple[list[str], bool]:
+        """Unlink everything in the directory ``fd`` that is not a directory; return the names of the directories, and
+        whether all could be unlinked."""
         directories: list[str] = []
+        done = True
         # Opened again: on btrfs a descriptor lists the entries from when it was opened, without those moved in since.
         again = os.open(".", _DIRECTORY, dir_fd=fd)
         try:
@@ -58,26 +85,22 @@ class _Removal:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(entry.name)
-                    else:
-                        self._try(entry.name if fd == self._top else None, os.unlink, entry.name, fd)
+                    elif not self._try(entry.name if fd == self._top else None, os.unlink, entry.name, fd):
+                        done = False
         finally:
             os.close(again)
-        return directories
+        return directories, done
 
     def _empty(self, name: str) -> None:
         """Remove everything from the directory ``name`` at the top, then the directory."""
-        before = self._error
+        fd = self._enter(name)
         try:
-            fd = self._enter(name)
-        except OSError as error:
-            self._note(name, error)
-            return
-        try:
-            for inner in self._sweep(fd):
-                self._try(None, self._move_up, inner, fd)
+            directories, done = self._sweep(fd)
+            for inner in directories:
+                done = self._try(None, self._move_up, inner, fd) and done
         finally:
             os.close(fd)
-        if self._error is before:
+        if done:
             self._try(name, os.rmdir, name, self._top)
         else:
             self._stuck.add(name)
@@ -98,9 +121,8 @@ class _Removal:
 
     def _move_up(self, name: str, *, dir_fd: int) -> None:
         while True:
-            self._moved += 1
             try:
-                os.rename(name, f".{self._moved}", src_dir_fd=dir_fd, dst_dir_fd=self._top)
+                os.rename(name, f".{next(self._moved)}", src_dir_fd=dir_fd, dst_dir_fd=self._top)
             except (FileExistsError, NotADirectoryError, IsADirectoryError):
                 continue  # the tree has an entry of this name
             except PermissionError:
@@ -115,13 +137,16 @@ class _Removal:
                 raise
             return
 
-    def _try(self, stuck: str | None, call: Callable[..., None], name: str, dir_fd: int) -> None:
+    def _try(self, stuck: str | None, call: Callable[..., None], name: str, dir_fd: int) -> bool:
+        """Return whether ``name`` is gone."""
         try:
             call(name, dir_fd=dir_fd)
         except FileNotFoundError:
             pass
         except OSError as error:
             self._note(stuck, error)
+            return False
+        return True
 
     def _note(self, stuck: str | None, error: OSError) -> None:
         if stuck is not None:

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 _DIRECTORIES: Final = ("blobs", "blobs/sha256", "snapshots", "cache", "tmp", "tmp/partial", "leases", "locks")
 _FLAGS: Final = struct.Struct("@Ixxxx" if struct.calcsize("l") == 8 else "@I")
 """linux/fs.h: the argument is an int, although the ioctl's number says long."""
-_GETFLAGS: Final = 0x80006601 | _FLAGS.size << 16
-_SETFLAGS: Final = 0x40006602 | _FLAGS.size << 16
-_TOPDIR: Final = 0x00020000
+_GET_FLAGS: Final = 0x80006601 | _FLAGS.size << 16
+_SET_FLAGS: Final = 0x40006602 | _FLAGS.size << 16
+_TOP: Final = 0x20000
+"""FS_TOPDIR_FL"""
 _RESERVE: Final = "reserve"
 _RESERVE_BYTES: Final = 512 << 10
 _TOUCH_SECONDS: Final = 600.0
@@ -105,25 +106,25 @@ def open_store(
     root = os.path.abspath(root or default_root())
     with translated(root, f"cannot open the store {root}"):
         if claim(root, _DIRECTORIES, (_RESERVE,)):
-            _spread_directories(os.path.join(root, "snapshots"))
+            spread(os.path.join(root, "snapshots"))
             reserve_space(root)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), root)
     return Store(root, warn or _print_warning, clock)
 
 
-def _spread_directories(directory: str) -> None:
+def spread(directory: str) -> None:
     """Set the top-directory flag (chattr(1), ``+T``) on ``directory``, so that ext4 spreads its subdirectories over the
-    disk.
+    disk, each to a place chosen by its name.
 
-    Otherwise ext4 allocates them close together, where others were deleted; inodes that were deleted in the last
-    minutes are not reused but skipped one by one for every new file, which makes unpacking a base image up to three
-    times slower. Other file systems have no such flag.
+    Otherwise ext4 allocates them close together, where others were deleted. Inodes that were deleted in the last
+    minutes are not reused but skipped one by one for every new file (without a journal: fs/ext4/ialloc.c,
+    recently_deleted), so that a file may take half a millisecond. Other file systems have no such flag.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        (flags,) = _FLAGS.unpack(fcntl.ioctl(fd, _GETFLAGS, bytes(_FLAGS.size)))
-        fcntl.ioctl(fd, _SETFLAGS, _FLAGS.pack(flags | _TOPDIR))
+        (flags,) = _FLAGS.unpack(fcntl.ioctl(fd, _GET_FLAGS, bytes(_FLAGS.size)))
+        fcntl.ioctl(fd, _SET_FLAGS, _FLAGS.pack(flags | _TOP))
     except OSError:
         pass
     finally:

@@ -350,6 +350,32 @@ def test_a_change_at_once_of_the_same_length_and_time_is_found(bench: Bench) -> 
         below = (*below, made)
 
 
+def test_a_file_that_a_step_links_to_another_place_is_a_file_of_its_own_afterwards(bench: Bench) -> None:
+    """In a chroot a step can link its files to a cache directory, and the next one that has the cache write to them."""
+    made = bench.new("plain")
+    first, second = base(bench)
+    outside = bench.place / "cache"
+    outside.mkdir()
+
+    def link(root: Path) -> None:
+        (root / "new").write_text("new")
+        (root / "new2").hardlink_to(root / "new")
+        for name in ("a/b", "c", "d/p", "new"):  # a file, a link and a pipe of the layers, and a file of the step
+            os.link(root / name, outside / Path(name).name, follow_symlinks=False)
+
+    linked = step(bench, made, (first, second), "linked", link)
+    for name in ("b", "new"):
+        (outside / name).write_text("changed")
+    parents = (first, second, linked)
+    active = made.prepare(parents)
+    root = Path(active.rootfs.path)  # type: ignore[union-attr]
+    assert [(root / name).read_text() for name in ("a/b", "new", "new2")] == ["one", "new", "new"]
+    assert {(root / name).lstat().st_nlink for name in ("a/b", "c", "d/p", "new", "new2")} == {1}
+    again = made.commit(active, keys=("again",))
+    assert told(made.diff(again, parents)) == []
+    assert os.listdir(root.parent) == ["fs"]
+
+
 def test_what_is_given_up_leaves_nothing(bench: Bench) -> None:
     plain = bench.new("plain")
     active = plain.prepare(base(bench))

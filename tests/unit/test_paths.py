@@ -129,6 +129,7 @@ EXEMPT = {
     "executor/snapshotter/diff.py: os.lstat(host)": "the same walk",
     "executor/snapshotter/layers.py: os.lstat(host)": "the same walk, in the layers below",
     "executor/snapshotter/plain.py: os.lstat(host)": "a path that a walk of real directories has come to",
+    "executor/snapshotter/plain.py: os.link(host, kept, follow_symlinks=False)": "the same path",
     "executor/snapshotter/apply.py: os.setxattr(b'/proc/self/fd/%d/%b' % (parent, name), key, value, "
     "follow_symlinks=False)": ("a component of a path that was split, below a directory's descriptor"),
 }

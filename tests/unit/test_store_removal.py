@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,33 @@ def test_what_cannot_be_deleted_is_told_and_the_rest_goes(tmp_path: Path) -> Non
     assert os.waitpid(pid, 0)[1] == 0
     assert not (tree / "mine").exists()
     assert (tree / "theirs/deep/file").exists()
+
+
+def test_several_threads_remove_a_wide_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of them cannot remove is told, and keeps nothing else from being removed."""
+    tree = tmp_path / "tree" / "fs"
+    for number in range(100):
+        (tree / str(number) / ".1" / ".2").mkdir(parents=True)
+        (tree / str(number) / ".1" / "file").write_text("x")
+        (tree / str(number) / "link").symlink_to(tmp_path)
+    (tree / "50" / ".1" / "kept").write_text("x")
+    unlink, removers = os.unlink, set()
+
+    def refuse(name: str, *, dir_fd: int) -> None:
+        removers.add(threading.get_ident())
+        if name == "kept":
+            raise PermissionError(1, "refused", name)
+        unlink(name, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "unlink", refuse)
+        with pytest.raises(PermissionError, match="refused"):
+            remove_tree(str(tree.parent), threads=2)
+    assert len(removers) > 1
+    assert [each.name for each in tree.parent.rglob("*") if not each.is_dir()] == ["kept"]
+    assert len([*tree.parent.rglob("*")]) == 2
+    remove_tree(str(tree.parent), threads=2)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_usage_counts_blocks_and_hard_links_once(tmp_path: Path) -> None:
