@@ -61,9 +61,8 @@ class Comparison:
 
     @property
     def traced(self) -> tuple[Traced, ...]:
-        """Those that say where the time went."""
-        found = tuple(each for each in self.builders if isinstance(each, Traced))
-        return found if self.part else found[:1]
+        """Those that say where the time went: the first, if it can."""
+        return tuple(each for each in self.builders[:1] if isinstance(each, Traced))
 
 
 def say(text: str) -> None:
