@@ -55,6 +55,11 @@ class Isolation(msgspec.Struct, frozen=True):
 
 VARIABLE: Final = "KANIFOLD_ISOLATION"
 _YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
+_UNTRACEABLE: Final = {
+    "2": "as root of the host: sysctl kernel.yama.ptrace_scope=1",
+    "3": "have the host start with kernel.yama.ptrace_scope=1, as it cannot be lowered later",
+}
+"""Its values with which an unprivileged process traces no other, and the remedies."""
 _NEEDED: Final = 1 << syscalls.CAP_SYS_ADMIN | 1 << syscalls.CAP_SETUID | 1 << syscalls.CAP_CHOWN
 _CHROOT_NEEDS: Final = {
     "CAP_SYS_CHROOT": syscalls.CAP_SYS_CHROOT,
@@ -199,12 +204,11 @@ def _single() -> int:
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0 and not syscalls.capget()[0] & 1 << syscalls.CAP_SETFCAP:  # user_namespaces(7), Linux 5.12
         raise ModeUnavailableError("root here lacks CAP_SETFCAP", "run as an ordinary user")
-    with contextlib.suppress(OSError):  # without Yama
-        if _read(_YAMA).strip() == "3":  # ptrace(2); then nobody reads the memory of another process
-            raise ModeUnavailableError(
-                "owners cannot be recorded where kernel.yama.ptrace_scope is 3",
-                "set it to 2 or less when the host starts; it cannot be lowered later",
-            )
+    if _ptrace_scope() == "3":  # ptrace(2); then nobody reads the memory of another process
+        raise ModeUnavailableError(
+            "owners cannot be recorded where kernel.yama.ptrace_scope is 3",
+            "set it to 2 or less when the host starts; it cannot be lowered later",
+        )
 
     def write(pid: int) -> None:
         write_map(f"/proc/{pid}/setgroups", "deny")
@@ -227,6 +231,10 @@ def _chroot() -> int:
         raise ModeUnavailableError(why, unfit_remedy())
     if why := in_child(_confine):
         raise ModeUnavailableError(why, unfit_remedy())
+    scope = _ptrace_scope()
+    if scope == "3" or (scope == "2" and not held & 1 << syscalls.CAP_SYS_PTRACE):
+        why = f"the memory of steps cannot be read where kernel.yama.ptrace_scope is {scope}"
+        raise ModeUnavailableError(why, _UNTRACEABLE[scope])
     return id_limit()
 
 
@@ -245,8 +253,18 @@ def _answered() -> int:
     for check, what in ((_trace, "tracing a process"), (_listen, "a seccomp filter with a listener")):
         if why := in_child(check):
             remedy = _NEWER if check is _listen and os.strerror(errno.EINVAL) in why else unfit_remedy()
+            if check is _trace and (scope := _ptrace_scope()) in _UNTRACEABLE:
+                why += f" (kernel.yama.ptrace_scope is {scope})"
+                remedy = _UNTRACEABLE[scope] if remedy == NO_MODE else f"{remedy}; or {_UNTRACEABLE[scope]}"
             raise ModeUnavailableError(f"{what}: {why}", remedy)
     return _ALL_IDS
+
+
+def _ptrace_scope() -> str:
+    """Return whom Yama lets trace others (ptrace(2), "/proc/sys/kernel/yama/ptrace_scope"); "" without Yama."""
+    with contextlib.suppress(OSError):
+        return _read(_YAMA).strip()
+    return ""
 
 
 def _listen() -> None:

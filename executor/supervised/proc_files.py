@@ -4,7 +4,7 @@ A step without namespaces has no /proc of its own, and the one of its container 
 opens the files of /proc for it. Never a directory: from a descriptor of one, ``..`` leads out of any chroot.
 Directories are told as names (``ProcDirectory``), which the supervisor shows in one of the step's own.
 
-A process belongs to the step if it descends from its reaper. The kernel checks the caller's right to each file, as the
+A process belongs to the step if it descends from its supervisor. The kernel checks the caller's right to each file, as the
 supervisor takes the caller's ids meanwhile (``caller``).
 """
 
@@ -104,13 +104,12 @@ Node = File | ProcLink | MagicLink | MadeUp | ProcDirectory
 
 
 class ProcFiles:
-    """The files of /proc for one step. ``proc`` is a descriptor of the kernel's, ``reaper`` the parent of the step's
-    processes and of ``helpers``, which are not the step's."""
+    """The files of /proc for one step. ``proc`` is a descriptor of the kernel's; ``supervisor`` is an ancestor of the
+    step's processes and of no others."""
 
-    def __init__(self, proc: int, reaper: int, helpers: frozenset[int]) -> None:
+    def __init__(self, proc: int, supervisor: int) -> None:
         self.proc = proc
-        self._reaper = reaper
-        self._helpers = helpers
+        self._supervisor = supervisor
 
     @contextmanager
     def found(self, thread: int, path: bytes) -> Iterator[Node]:
@@ -200,25 +199,25 @@ class ProcFiles:
             os.close(at)
 
     def _belongs(self, at: int) -> bool:
-        """Whether the process of the directory ``at`` descends from the reaper.
+        """Whether the process of the directory ``at`` descends from the supervisor.
 
         Numbers of processes are used again. So the chain of parents is read twice: while a child is alive and has the
         same parent as before, the parent's number was that parent's all the time.
         """
         chain = self._ancestors(at)
-        return bool(chain) and chain[-1] == self._reaper and chain == self._ancestors(at)
+        return bool(chain) and chain[-1] == self._supervisor and chain == self._ancestors(at)
 
     def _ancestors(self, at: int) -> list[int]:
-        """Return the process of the directory ``at`` and its ancestors, up to the reaper; [] if that is none."""
+        """Return the process of the directory ``at`` and its ancestors, up to the supervisor; [] if that is none."""
         try:
             found = [*_stat(at, b"stat")[:2]]
-            while found[-1] != self._reaper:
+            while found[-1] != self._supervisor:
                 if found[-1] <= 1:
                     return []
                 found.append(_stat(self.proc, b"%d/stat" % found[-1])[1])
         except (OSError, ValueError):  # it has ended
             return []
-        return [] if self._helpers.intersection(found[:-1]) else found
+        return found
 
     def processes(self) -> list[int]:
         """Return the step's processes."""

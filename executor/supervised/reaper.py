@@ -1,6 +1,7 @@
 """The process that runs one step where there are no pid namespaces: when the step has ended, nothing of it is left.
 
-It adopts every process of the step whose own parent ends (PR_SET_CHILD_SUBREAPER), so all of them are below it. When
+The step's supervisor adopts every process of the step whose own parent ends (PR_SET_CHILD_SUBREAPER), and this process
+does when that one has ended. So all of them are below it. When
 the step's first process has ended, when the step is cancelled, or when the zygote dies, it kills them all. Landlock's
 signal scope (Linux 6.12), in which the reaper is with the step, makes that one call: ``kill(-1)`` reaches every process
 that the reaper may signal, at once, so that no process can fork faster than it is killed. The step's own domain is
@@ -18,6 +19,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import msgspec
@@ -30,6 +32,7 @@ from executor.snapshotter.rootfs import Directory
 from executor.supervised import chroot_step, step_files, step_tracer
 from executor.supervised.placements import PlacedFiles
 from executor.supervised.proc_files import ProcFiles
+from executor.supervised.step_children import NUMBER, StepChildren
 from executor.supervised.supervisor import Outside, Supervisor
 from platforms import child_processes, debug, syscalls
 from platforms.descriptors import keep_only, receive_fds
@@ -145,22 +148,24 @@ class Reaper:
     def _run(self, placements: PlacedFiles, answered: Answered) -> StepOutcome:
         ours, theirs = socket.socketpair()
         told, tell = os.pipe2(os.O_CLOEXEC)
+        ended, end = os.pipe2(os.O_CLOEXEC)
         traced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) if self._emulator[0] else None
         lines = theirs, traced[0] if traced else None
-        first = _forked(lambda: _become(self._spec, placements.fd, self._output, lines, report.StartReporter(tell)))
-        theirs.close()
+        root, reporter = placements.fd, report.StartReporter(tell)
+        step = partial(_become, self._spec, root, self._output, lines, reporter)
+        supervisor = _forked(lambda: _supervise(step, ours, root, answered, self._spec.hostname, end))
+        for line in (ours, theirs):
+            line.close()
+        for fd in (tell, end, *self._output):
+            os.close(fd)
+        first = _number(ended)
         beside: list[int] = []
         if traced is not None:
-            beside.append(_forked(lambda: _trace(traced[1], first, placements.fd, self._emulator)))
+            beside.append(_forked(lambda: _trace(traced[1], first, root, self._emulator)))
             for line in traced:
                 line.close()
-        os.close(tell)
-        supervisor = _forked(lambda: _supervise(ours, placements.fd, answered, self._spec.hostname, beside))
-        ours.close()
-        for fd in self._output:
-            os.close(fd)
         debug.log("step's process started", pid=first, supervisor=supervisor, tracer=beside[0] if beside else "none")
-        self._wait(first, (supervisor, *beside))
+        self._wait(first, ended, (supervisor, *beside))
         failed = not self._cancelled and any(self._has_failed(each) for each in (supervisor, *beside))
         kill_all(confined=self._confined)
         said = report.read(told)
@@ -176,15 +181,21 @@ class Reaper:
         debug.log("step's process ended", pid=first, status=code)
         return StepOutcome(128 - code, -code) if code < 0 else StepOutcome(code)
 
-    def _wait(self, first: int, beside: tuple[int, ...]) -> None:
-        """Wait until the process ``first`` has ended or one ``beside`` it has failed, or the step is cancelled."""
+    def _wait(self, first: int, ended: int, beside: tuple[int, ...]) -> None:
+        """Wait until the process ``first`` has ended, whose status is read from ``ended``, or one ``beside`` it has
+        failed, or the step is cancelled."""
         poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.register(self._reply, select.POLLIN)
+        for fd in (self._wake, self._reply.fileno(), ended):
+            poll.register(fd, select.POLLIN)
         # Those beside it may see the end earlier.
         while first not in self._statuses and not any(self._statuses.get(each) for each in beside):
-            for fd, _ in poll.poll():
-                if fd != self._wake or self._terminated():
+            for fd, event in poll.poll():
+                if fd == ended:
+                    if event & select.POLLIN and (status := os.read(ended, NUMBER.size)):
+                        self._statuses[first] = NUMBER.unpack(status)[0]
+                    else:  # its supervisor has died
+                        poll.unregister(ended)
+                elif fd != self._wake or self._terminated():
                     self._cancelled = True
                     return
             self._reap()
@@ -308,24 +319,40 @@ def _trace(line: socket.socket, first: int, root: int, emulator: tuple[str, str]
     os._exit(0)
 
 
-def _supervise(line: socket.socket, root: int, answered: Answered, hostname: str, beside: list[int]) -> NoReturn:
-    """The main function of the supervisor's process. ``beside``: others that are not the step's."""
+def _number(ended: int) -> int:
+    """Return the number of the step's first process, which its supervisor tells; 0 if it has died."""
+    data = os.read(ended, NUMBER.size)
+    return int(NUMBER.unpack(data)[0]) if data else 0
+
+
+def _supervise(
+    step: Callable[[], NoReturn], line: socket.socket, root: int, answered: Answered, hostname: str, tell: int
+) -> NoReturn:
+    """The main function of the supervisor's process. Its child, the first process of the step, executes ``step``.
+
+    ``line``: for the listener of the step's filter; ``tell`` as for ``StepChildren``.
+    """
     syscalls.die_with_parent()
     syscalls.set_name("kanifold-answer")
     signal.set_wakeup_fd(-1)
     for each in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(each, signal.SIG_DFL)
+    syscalls.adopt_orphans()
+    children = StepChildren(_forked(step), tell)
     flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
     outside = Outside(os.open("/proc", flags), os.open("/dev", flags), os.open("/sys", flags))
     held = (*msgspec.structs.astuple(outside), answered.proc, answered.devices.fd, *answered.secrets.values())
-    keep_only(line.fileno(), root, *held)
+    keep_only(line.fileno(), root, tell, children.fd, *held)
     os.fchdir(root)
     os.chroot(".")
     os.chdir("/")
     os.close(root)
     _, fds = receive_fds(line, 16, 1)
     line.close()
-    if fds:  # else the step did not get that far
-        proc = ProcFiles(outside.proc, os.getppid(), frozenset({os.getpid(), *beside}))
-        Supervisor(fds[0], outside, proc, answered, hostname).run()
+    if fds:
+        proc = ProcFiles(outside.proc, os.getpid())
+        Supervisor(fds[0], outside, proc, answered, hostname).run(children)
+    else:  # the step did not get that far
+        while children.reap():
+            select.select((children.fd,), (), ())
     os._exit(0)

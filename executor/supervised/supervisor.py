@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import stat
 import struct
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,7 @@ from platforms import syscalls
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from executor.supervised.step_children import StepChildren
     from executor.supervised.step_files import Answered
 
 _WORD: Final = (1 << 32) - 1
@@ -93,18 +95,30 @@ class Supervisor:
             for name in (row.split()[0] for row in rows.splitlines())
         }
 
-    def run(self) -> None:
-        """Serve calls until no process of the step is left."""
-        while (call := self._listener.receive()) is not None:
-            try:
-                if not self._handlers[call.name](call):
-                    self._listener.proceed(call)
-            except OSError as failed:
-                self._listener.answer(call, error=failed.errno or errno.EINVAL)
-            except (ValueError, OverflowError, struct.error):  # a number that does not fit
-                self._listener.answer(call, error=errno.EINVAL)
-            finally:
-                self._take_ids(0, 0)
+    def run(self, children: StepChildren) -> None:
+        """Serve calls, and reap ``children``, until no process of the step is left."""
+        poll = select.poll()
+        for fd in (self._listener.fd, children.fd):
+            poll.register(fd, select.POLLIN)
+        while children.reap():
+            for fd, event in poll.poll():
+                if fd == children.fd:
+                    continue
+                if not event & select.POLLIN:  # no process has the filter any more
+                    poll.unregister(fd)
+                elif (call := self._listener.take()) is not None:
+                    self._serve(call)
+
+    def _serve(self, call: SystemCall) -> None:
+        try:
+            if not self._handlers[call.name](call):
+                self._listener.proceed(call)
+        except OSError as failed:
+            self._listener.answer(call, error=failed.errno or errno.EINVAL)
+        except (ValueError, OverflowError, struct.error):  # a number that does not fit
+            self._listener.answer(call, error=errno.EINVAL)
+        finally:
+            self._take_ids(0, 0)
 
     # -- handlers: return True if the call was answered, False to leave it to the kernel; raise OSError for its errno --
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import json
+import os
 import re
 import struct
 import subprocess
@@ -214,6 +215,51 @@ def test_a_volume_without_programs_devices_and_set_user_id_is_enough_for_overlay
     assert refused.returncode == 3
     assert "its file system is mounted with noexec" in refused.stdout
     assert "have it mounted without noexec" in refused.stdout
+
+
+@pytest.mark.parametrize("name", _some(["docker-root", "docker-user", "k8s-restricted"], "docker-root"))
+def test_a_volume_without_programs_is_refused_without_namespaces(
+    place: Callable[[str], Place], busybox: Base, name: str
+) -> None:
+    here = replace(place(name), options=("noexec",))
+    here.files(f"FROM {busybox.ref}\nRUN true\n")
+    refused = here.run("build", "/box/context", "--progress", "plain")
+    assert refused.returncode == 3, refused.stdout
+    assert "its file system is mounted with noexec" in refused.stdout
+    assert "have it mounted without noexec" in refused.stdout
+    assert "Traceback" not in refused.stdout
+
+
+@pytest.mark.parametrize("name", _some(["docker-root", "docker-user"]))
+def test_a_volume_without_devices_and_set_user_id_is_enough_without_namespaces(
+    place: Callable[[str], Place], busybox: Base, expected: Callable[[str, str], str], name: str
+) -> None:
+    dockerfile = STEPS.format(base=busybox.ref)
+    here = replace(place(name), options=("nodev", "nosuid"))
+    assert here.build(dockerfile) == expected(dockerfile, "linux/amd64")
+
+
+@pytest.mark.parametrize("name", _some(["docker-root", "docker-user"], "docker-root"))
+@pytest.mark.parametrize(
+    ("size", "step"), [("16m", "cat /dev/zero >/large"), pytest.param("1m", "true", marks=pytest.mark.slow)]
+)
+def test_a_volume_that_becomes_full_is_told_of(
+    place: Callable[[str], Place], busybox: Base, name: str, size: str, step: str
+) -> None:
+    """By a step, or by the copy of the image that it runs in."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    here = place(name)
+    user = f"uid={ENVIRONMENTS[name].user}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=777,{user}", "none", here.box], check=True)
+    try:
+        here.files(f"FROM {busybox.ref}\nRUN {step}\n")
+        refused = here.run("build", "/box/context", "--progress", "plain")
+    finally:
+        subprocess.run(["umount", "-l", here.box], check=True)
+    assert refused.returncode == 1, refused.stdout
+    assert "the disk of /box/store is full" in refused.stdout
+    assert "Traceback" not in refused.stdout
 
 
 @pytest.mark.parametrize("name", _some(WITHOUT_NAMESPACES, "docker-user", "k8s-restricted"))

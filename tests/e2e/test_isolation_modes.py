@@ -13,6 +13,7 @@ from oci_layout import image_manifests
 from executor.sandbox import isolation
 from executor.sandbox.isolation import IsolationMode
 from orchestrator.values import ISOLATION
+from platforms import syscalls
 
 Context = Callable[[Mapping[str, str | bytes]], Path]
 
@@ -92,3 +93,23 @@ def test_steps_see_owners_that_another_mode_has_recorded_in_the_same_store(
     alone = build("alone", "all", "--isolation", "namespaces")
     build("shared", "one", "--target", "one", "--isolation", "single")
     assert build("shared", "two", "--isolation", "namespaces") == alone
+
+
+@pytest.mark.parametrize(
+    ("scope", "remedy"), [("2", "sysctl kernel.yama.ptrace_scope=1"), ("3", "have the host start")]
+)
+def test_a_yama_setting_that_forbids_tracing_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scope: str, remedy: str
+) -> None:
+    (tmp_path / "ptrace_scope").write_text(f"{scope}\n")
+    monkeypatch.setattr(isolation, "_YAMA", str(tmp_path / "ptrace_scope"))
+    monkeypatch.setattr(isolation, "_trace", _refused)
+    monkeypatch.setattr(syscalls, "capget", lambda: ((1 << 19) - 1, 0, 0))  # without CAP_SYS_PTRACE
+    for mode in (IsolationMode.ANSWERED, *([IsolationMode.CHROOT] if os.geteuid() == 0 else [])):
+        with pytest.raises(isolation.ModeUnavailableError, match=rf"kernel\.yama\.ptrace_scope is {scope}") as raised:
+            isolation.climb(mode)
+        assert remedy in raised.value.remedy
+
+
+def _refused() -> None:
+    raise PermissionError(1, os.strerror(1))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import security_modes
 from conftest import Base, Kanifold, needs
 
 SECRET = "hunter2-correct-horse"
@@ -205,7 +206,9 @@ def test_an_agent_that_does_not_answer_is_told_of(kanifold: Kanifold, agent: Age
     assert "the SSH agent does not answer: Connection refused" in done.said
 
 
+@pytest.mark.parametrize("isolation", security_modes.EACH, indirect=True)
 @pytest.mark.parametrize("given", ["default", "default={agent.socket}", "default={agent.key}"])
+@pytest.mark.usefixtures("isolation")
 def test_a_step_reaches_the_agent(kanifold: Kanifold, agent: Agent, busybox: Base, tmp_path: Path, given: str) -> None:
     where = context(
         kanifold,

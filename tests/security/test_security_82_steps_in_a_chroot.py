@@ -17,7 +17,7 @@ from pathlib import Path
 
 import perl_steps
 import pytest
-from sandbox_process import Done, Inside, SandboxProcess
+from sandbox_process import Done, Inside, SandboxProcess, opened
 
 from executor.sandbox.spec import SecretFile
 
@@ -294,8 +294,6 @@ def _cmdline(process: Path) -> bytes:
 
 @pytest.mark.parametrize("victim", ["reaper", "supervisor", "zygote", "executor"])
 def test_nothing_survives_whom_somebody_kills(chroot_sandbox: SandboxProcess, victim: str) -> None:
-    from sandbox_process import opened
-
     mark = f"{secrets.randbelow(10**6)}.{secrets.randbelow(10**6)}"
     with opened(None, mode="chroot") as doomed:
         doomed.begin(
@@ -312,8 +310,31 @@ def test_nothing_survives_whom_somebody_kills(chroot_sandbox: SandboxProcess, vi
             time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("chroot_sandbox")
+def test_its_supervisor_is_an_ancestor_of_all_of_its_processes() -> None:
+    """With kernel.yama.ptrace_scope 1 only ancestors may read a process's memory, and with it the paths of its calls."""
+    mark = f"{secrets.randbelow(10**6)}.{secrets.randbelow(10**6)}"
+    with opened(None, mode="chroot") as sandbox:
+        sandbox.begin(
+            sandbox.spec(f"(sleep 1{mark} &); setsid sleep 2{mark} & (setsid sleep 3{mark} &); echo ready; sleep 4{mark}"),
+            "ready",
+        )  # fmt: skip
+        (reaper,) = _children(sandbox.call(_zygote))
+        supervisor = _named(reaper, "kanifold-answer")
+        deadline = time.monotonic() + 10
+        while len(found := [each for each in _all_below(supervisor) if mark.encode() in _cmdline(each)]) < 5:
+            assert time.monotonic() < deadline, found
+
+
+def _all_below(pid: int) -> list[Path]:
+    return [found for each in _children(pid) for found in (Path(f"/proc/{each}"), *_all_below(each))]
+
+
 def _children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
 
 
 def _named(parent: int, name: str) -> int:
