@@ -4,8 +4,8 @@ A step without namespaces has no /proc of its own, and the one of its container 
 opens the files of /proc for it. Never a directory: from a descriptor of one, ``..`` leads out of any chroot.
 Directories are told as names (``ProcDirectory``), which the supervisor shows in one of the step's own.
 
-A process belongs to the step if it descends from its supervisor. The kernel checks the caller's right to each file, as the
-supervisor takes the caller's ids meanwhile (``caller``).
+A process belongs to the step if it descends from its supervisor. The kernel checks the caller's right to each file, as
+the supervisor takes the caller's ids meanwhile (``caller``).
 """
 
 from __future__ import annotations

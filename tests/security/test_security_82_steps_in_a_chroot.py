@@ -312,13 +312,11 @@ def test_nothing_survives_whom_somebody_kills(chroot_sandbox: SandboxProcess, vi
 
 @pytest.mark.usefixtures("chroot_sandbox")
 def test_its_supervisor_is_an_ancestor_of_all_of_its_processes() -> None:
-    """With kernel.yama.ptrace_scope 1 only ancestors may read a process's memory, and with it the paths of its calls."""
+    """With kernel.yama.ptrace_scope 1 only ancestors read a process's memory, and with it the paths of its calls."""
     mark = f"{secrets.randbelow(10**6)}.{secrets.randbelow(10**6)}"
     with opened(None, mode="chroot") as sandbox:
-        sandbox.begin(
-            sandbox.spec(f"(sleep 1{mark} &); setsid sleep 2{mark} & (setsid sleep 3{mark} &); echo ready; sleep 4{mark}"),
-            "ready",
-        )  # fmt: skip
+        ways = f"(sleep 1{mark} &); setsid sleep 2{mark} & (setsid sleep 3{mark} &)"
+        sandbox.begin(sandbox.spec(f"{ways}; echo ready; sleep 4{mark}"), "ready")
         (reaper,) = _children(sandbox.call(_zygote))
         supervisor = _named(reaper, "kanifold-answer")
         deadline = time.monotonic() + 10
