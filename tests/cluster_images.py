@@ -56,25 +56,29 @@ def _run(command: list[str | Path], store: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.fixture(scope="session")
-def executor_image(cluster: Cluster) -> str:
-    """The name of an image for executors, which all nodes have."""
-    cluster.load(made() / "kanifold", EXECUTOR)
-    return EXECUTOR
-
-
-@pytest.fixture(scope="session")
-def orchestrator_image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The name of an image with this very kanifold, for orchestrators in Pods, which all nodes have."""
-    place = tmp_path_factory.mktemp("orchestrator")
+def _load_newer(cluster: Cluster, image: str, name: str, place: Path) -> None:
+    """Give all nodes ``image`` of ``made`` with this very kanifold in it, as ``name``."""
     for each in ("orchestrator", "executor", "platforms"):
         shutil.copytree(ROOT / each, place / "code" / each, ignore=shutil.ignore_patterns("__pycache__"))
     (place / "Dockerfile").write_text(_NEWER)
     command, _ = installed()
     options = [
-        "--platform", _PLATFORM, "--build-context", f"image=oci-layout://{made() / 'kubernetes'}",
+        "--platform", _PLATFORM, "--build-context", f"image=oci-layout://{made() / image}",
         "--build-context", f"code={place / 'code'}", "--output", f"type=oci,dest={place / 'image'}",
     ]  # fmt: skip
     _run([*command, "build", place, *options], place / "store")
-    cluster.load(place / "image", ORCHESTRATOR)
+    cluster.load(place / "image", name)
+
+
+@pytest.fixture(scope="session")
+def executor_image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of an image with this very kanifold, for executors, which all nodes have: none is sent."""
+    _load_newer(cluster, "kanifold", EXECUTOR, tmp_path_factory.mktemp("executor"))
+    return EXECUTOR
+
+
+@pytest.fixture(scope="session")
+def orchestrator_image(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same for orchestrators in Pods."""
+    _load_newer(cluster, "kubernetes", ORCHESTRATOR, tmp_path_factory.mktemp("orchestrator"))
     return ORCHESTRATOR
