@@ -315,12 +315,13 @@ def test_its_supervisor_is_an_ancestor_of_all_of_its_processes() -> None:
     """With kernel.yama.ptrace_scope 1 only ancestors read a process's memory, and with it the paths of its calls."""
     mark = f"{secrets.randbelow(10**6)}.{secrets.randbelow(10**6)}"
     with opened(None, mode="chroot") as sandbox:
-        ways = f"(sleep 1{mark} &); setsid sleep 2{mark} & (setsid sleep 3{mark} &)"
+        ways = f"(sleep 1{mark} &); sleep 2{mark} & (sh -c 'sleep 3{mark} & exit' &)"
         sandbox.begin(sandbox.spec(f"{ways}; echo ready; sleep 4{mark}"), "ready")
         (reaper,) = _children(sandbox.call(_zygote))
         supervisor = _named(reaper, "kanifold-answer")
+        wanted = {f"sleep\0{number}{mark}\0".encode() for number in (1, 2, 3)}
         deadline = time.monotonic() + 10
-        while len(found := [each for each in _all_below(supervisor) if mark.encode() in _cmdline(each)]) < 5:
+        while not wanted <= (found := {_cmdline(each) for each in _all_below(supervisor)}):
             assert time.monotonic() < deadline, found
 
 
