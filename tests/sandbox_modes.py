@@ -43,7 +43,10 @@ OTHERWISE_IN_A_CHROOT = {
 
 
 OTHERWISE_WHERE_CALLS_ARE_ANSWERED = {
-    "of its processes": ("test_the_program_is_process_one_and_alone",),
+    "no process 1, as only its own processes are there with the machine's numbers": (
+        "test_the_program_is_process_one_and_alone", "test_nothing_is_left_of_what_mounts_needed",
+        "test_a_step_cannot_leave_its_root",
+    ),
     "no privileges": ("test_insecure_has_what_we_have", "test_sync_calls_succeed_at_once"),
     "no limits of file systems in memory": (
         "test_devices", "test_tmpfs", "test_the_next_step_needs_not_have_the_shape_of_the_last",
