@@ -247,7 +247,10 @@ def _confine() -> None:
 
 
 def _answered() -> int:
-    """Check what steps need whose path calls are answered; nothing is entered."""
+    """Check what steps need whose path calls are answered, and give up all capabilities, where there are any.
+
+    With them the files of layers would get owners and permissions that keep a step's supervisor, which has none, away.
+    """
     if os.uname().machine not in _TRACEABLE:
         raise ModeUnavailableError(f"the registers of {os.uname().machine} are not known", unfit_remedy())
     for check, what in ((_trace, "tracing a process"), (_listen, "a seccomp filter with a listener")):
@@ -257,6 +260,7 @@ def _answered() -> int:
                 why += f" (kernel.yama.ptrace_scope is {scope})"
                 remedy = _UNTRACEABLE[scope] if remedy == NO_MODE else f"{remedy}; or {_UNTRACEABLE[scope]}"
             raise ModeUnavailableError(f"{what}: {why}", remedy)
+    syscalls.capset(0, 0, 0)
     return _ALL_IDS
 
 

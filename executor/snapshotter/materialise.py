@@ -185,6 +185,8 @@ def failure(error: OSError, path: bytes) -> KanifoldError:
         return StoreError(what, why=why, remedy="make room, or put the store elsewhere")
     if error.errno == errno.ENOTSUP:
         return without_attributes(what)
+    if error.errno == errno.EACCES:
+        return StoreError(what, why=f"{why}: the store has files of other users", remedy="use another store (--root)")
     if error.errno in (errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE):
         return StoreError(what, why=why)
     return BuildError(what, why=why)

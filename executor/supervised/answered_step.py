@@ -114,7 +114,10 @@ class AnsweredStep:
                 files.uncover()
             placements.take_out()
             if table is not None:
-                table.write()
+                try:
+                    table.write()
+                except OSError as error:
+                    outcome = StepOutcome(unfit=f"cannot record the metadata of a step's files: {error}")
             with contextlib.suppress(OSError):
                 removal.remove_tree(place)
         made, touched = tuple(placements.root.made), tuple(placements.root.touched.values())

@@ -95,6 +95,16 @@ def test_steps_see_owners_that_another_mode_has_recorded_in_the_same_store(
     assert build("shared", "two", "--isolation", "namespaces") == alone
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose capabilities are given up")
+def test_root_whose_calls_are_answered_sees_what_belongs_to_others(
+    kanifold: Kanifold, busybox: Base, context: Context
+) -> None:
+    dockerfile = f"FROM {busybox.ref}\nCOPY --chown=42 --chmod=700 file /locked/file\nRUN stat -c %a-%u /locked/file\n"
+    folder = context({"Dockerfile": dockerfile, "file": "read"})
+    built = kanifold("build", folder, "--platform", "linux/amd64", "--isolation", "answered", "-o", "type=cacheonly")
+    assert "700-42" in built.said
+
+
 @pytest.mark.parametrize(
     ("scope", "remedy"), [("2", "sysctl kernel.yama.ptrace_scope=1"), ("3", "have the host start")]
 )
