@@ -44,7 +44,9 @@ class StepContext:
         self.hostname = ""
         self._place = place
         self._device = os.fstat(view.root.fd).st_dev
-        self._stood_for: dict[tuple[int, int], int] = {}
+        self._stood_for: dict[tuple[int, int], tuple[int, int]] = {}
+        """By device and inode number of a file that stands for another: what it stands for, and the file itself, which
+        is kept open lest a new file have its number."""
 
     @functools.cached_property
     def terminals(self) -> Terminals:
@@ -74,9 +76,10 @@ class StepContext:
         new = os.open(self._place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         status = os.fstat(new)
         self.table.forget(status)
-        self._stood_for[status.st_dev, status.st_ino] = os.dup(fd)
+        self._stood_for[status.st_dev, status.st_ino] = os.dup(fd), os.dup(new)
         if len(self._stood_for) > _STAND_INS:
-            os.close(self._stood_for.pop(next(iter(self._stood_for))))
+            for each in self._stood_for.pop(next(iter(self._stood_for))):
+                os.close(each)
         return new
 
     def stands(self, status: os.stat_result) -> bool:
@@ -89,7 +92,7 @@ class StepContext:
         known = self._stood_for.get((status.st_dev, status.st_ino))
         if known is not None:
             os.close(fd)
-            return FoundFile(os.dup(known), readonly=False)
+            return FoundFile(os.dup(known[0]), readonly=False)
         return FoundFile(fd, readonly=self.view.is_readonly(fd, status), status=status)
 
     # -- pipes ---------------------------------------------------------------------------------------------------------

@@ -157,6 +157,29 @@ def test_a_changed_program_is_executed_as_it_is(answered_sandbox: SandboxProcess
     assert found.done.out.split() == ["1", "2", "3", "4", "5", "6"]
 
 
+def test_a_new_file_is_not_taken_for_one_that_stood_for_a_link(tmp_path: Path) -> None:
+    """Its inode number could be the same, once nobody has the other open."""
+    from executor.supervised.file_metadata import MetadataTable
+    from executor.supervised.file_view import FileView, MountedFile
+    from executor.supervised.processes import Processes
+    from executor.supervised.step_context import StepContext
+    from executor.supervised.step_proc import StepProc
+
+    root, place = tmp_path / "fs", tmp_path / "step"
+    root.mkdir()
+    place.mkdir()
+    (root / "link").symlink_to("nowhere")
+    processes = Processes()
+    view = FileView([MountedFile(b"", bytes(root))], set(), StepProc(processes, str(place / "proc"), (b"", b"")))
+    context = StepContext(None, view, MetadataTable(str(root)), processes, str(place))  # type: ignore[arg-type]
+    link = os.open(root / "link", os.O_PATH | os.O_NOFOLLOW)
+    for number in range(20):
+        os.close(context.stand_in(link))
+        (root / str(number)).mkdir()
+        assert not context.stands(os.stat(root / str(number)))
+    os.close(link)
+
+
 def test_holes_of_a_program_are_not_copied(answered_sandbox: SandboxProcess) -> None:
     found = run(answered_sandbox, "cp /bin/busybox /echo; truncate -s 1099511627776 /echo; /echo ran")
     assert (found.done.out, found.done.err) == ("ran\n", "")
