@@ -21,7 +21,7 @@ TOKEN = "c3e1-token"
 def server(farm: Farm, tmp_path: Path) -> Iterator[Served]:
     """A repository that asks for a token, where Pods reach it."""
     repository = Repository.make(tmp_path / "git" / "repository.git")
-    repository.commit({"Dockerfile": f"FROM {farm.base}\nCOPY data /\nRUN arch >/arch\n", "data": "d" * 100_000})
+    repository.commit({"Dockerfile": f"FROM {farm.base}\nCOPY data /\nRUN arch >/arch\n", "data": "d" * 4_000})
 
     def answer(asked: Asked) -> Said:
         if "authorization" not in asked.headers:
@@ -42,5 +42,5 @@ def test_pods_fetch_a_large_commit(farm: Farm, server: Served, read: Reader, lim
     fetched = [each for each in server.seen("POST", "/git-upload-pack") if b"command=fetch" in each.body]
     assert len(fetched) == (3 if limit == "1Ki" else 1), "by the orchestrator, and by two Pods"
     for each in ("amd64", "arm64"):
-        assert read(farm.name("app"), f"linux/{each}").text("data") == "d" * 100_000
+        assert read(farm.name("app"), f"linux/{each}").text("data") == "d" * 4_000
     farm.assert_nothing_is_left()
