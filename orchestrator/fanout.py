@@ -246,6 +246,7 @@ class _Attempt(msgspec.Struct, frozen=True):
                     return PlatformFailure(placement, error)
                 raise
             if reads_executors(build.request):
+                build.executors.keep(placement.node, executor.connection)
                 return result
             # On a cluster with a quota other platforms may be waiting for its place.
             build.session.leave(executor.close())

@@ -149,6 +149,10 @@ class NodeWithQuota(Protocol):
         """
         ...
 
+    def keep(self, connection: Connection) -> None:
+        """Take note that the executor of ``connection`` has done its job, and stays until all platforms are built."""
+        ...
+
 
 class _Starting:
     """An executor that ``node`` starts, and what it waits for."""
@@ -192,6 +196,11 @@ class ExecutorPool:
     async def acquire_awaited(self, node: Node, say: Say = silent) -> Connection:
         """As ``acquire``, for a job that another executor waits for (``NodeWithQuota``)."""
         return await (node.start_awaited(say) if isinstance(node, NodeWithQuota) else self.acquire(node, say))
+
+    def keep(self, node: Node, connection: Connection) -> None:
+        """Take note that an executor on ``node`` has done its job, and stays until all platforms are built."""
+        if isinstance(node, NodeWithQuota):
+            node.keep(connection)
 
     async def release(self) -> None:
         """End the executors that were not acquired."""

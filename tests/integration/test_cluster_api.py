@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.server
 import json
+import os
 import ssl
 import subprocess
 import threading
@@ -237,3 +238,28 @@ def test_a_server_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("KUBECONFIG", str(config(tmp_path / "c", {"server": "http://127.0.0.1:1"}, {"token": "t"})))
     with pytest.raises(APIUnreachableError):
         asked()
+
+
+def test_requests_go_on_while_credentials_are_renewed(
+    api: API, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"echo x >>{tmp_path}/calls; n=$(wc -l <{tmp_path}/calls); test $n = 1 || cat {tmp_path}/gate; "
+    user = plugin(tmp_path, script + f"printf '{CREDENTIAL}' token-$n")
+    monkeypatch.setenv("KUBECONFIG", str(config(tmp_path / "c", {"server": api.url}, user)))
+    os.mkfifo(tmp_path / "gate")
+    api.valid = {"token-1"}
+
+    async def ask() -> None:
+        client = KubernetesClient(address.parse("kubernetes:///?image=i"), "farm")
+        await client.connect()
+        api.valid = set()
+        renewing = asyncio.create_task(client.get("/version"))
+        with await asyncio.to_thread(open, tmp_path / "gate", "w"):  # it is being asked now
+            api.valid = {"token-1", "token-2"}
+            await client.get("/meanwhile")
+        await renewing
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(ask(), 30))
+    assert ("/meanwhile", "token-1") in api.seen
+    assert api.seen[-1] == ("/version", "token-2")

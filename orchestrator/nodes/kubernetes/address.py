@@ -80,7 +80,7 @@ class KubernetesAddress(msgspec.Struct, frozen=True):
     ttl: int = 300
     """``ttlSecondsAfterFinished`` of a Job."""
     patience: int = 900
-    """Seconds that a Pod may take to be scheduled and started, while no other executor of the build runs there."""
+    """Seconds that a Pod may take to be scheduled and started, while no other executor of the command builds there."""
 
 
 def is_kubernetes(url: str) -> bool:

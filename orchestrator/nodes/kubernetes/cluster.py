@@ -22,6 +22,7 @@ from orchestrator.nodes.kubernetes.cluster_api import (
 from orchestrator.nodes.kubernetes.job_manifest import JobManifest, JobTemplate
 from orchestrator.nodes.kubernetes.job_queue import JobQueue
 from orchestrator.nodes.kubernetes.namespace_watch import NamespaceWatch
+from orchestrator.process import ExecutorProcess
 from platforms import debug, decoding
 from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError
 
@@ -64,6 +65,11 @@ class _Nodes(msgspec.Struct, frozen=True):
     items: tuple[ClusterNode, ...] = ()
 
 
+class _Created(msgspec.Struct, frozen=True):
+    metadata: pod_states.ObjectMeta = pod_states.ObjectMeta()
+
+
+_CREATED: Final = msgspec.json.Decoder(_Created)
 _NODES: Final = msgspec.json.Decoder(_Nodes)
 
 
@@ -82,8 +88,10 @@ class Cluster:
         self._numbers: dict[str, int] = {}
         self._deleting: set[asyncio.Task[None]] = set()
         self._users = 0
-        self.running = 0
-        """Executors that run: who waits for a place may get theirs."""
+        self.working: set[ExecutorProcess] = set()
+        """Executors that run, and have not done their job yet."""
+        self.kept: set[ExecutorProcess] = set()
+        """Executors that have done their job, and keep files until all platforms are built."""
         self.awaited = 0
         """Executors that are wanted by others which run."""
 
@@ -125,8 +133,10 @@ class Cluster:
         except APIUnreachableError as error:
             raise self.failure(error) from error
 
-    def failure(self, error: APIRefusedError | APIUnreachableError) -> KanifoldError:
+    def failure(self, error: APIRefusedError | APIUnreachableError | KanifoldError) -> KanifoldError:
         """Return the error for a request that has failed."""
+        if isinstance(error, KanifoldError):
+            return error
         if isinstance(error, APIUnreachableError):
             return EnvironmentUnfit(
                 f"node {self.name}: cannot reach the cluster",
@@ -140,6 +150,16 @@ class Cluster:
             remedy = "log in to the cluster again: see what `kubectl auth whoami` says"
         return EnvironmentUnfit(f"node {self.name}: the cluster refuses", why=error.status.message, remedy=remedy)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether one of the executors will end by itself, and leave its place to another."""
+        return len(self.working) > self.awaited
+
+    @property
+    def is_held(self) -> bool:
+        """Whether all Pods there are of executors that keep files until those are there that wait for a place."""
+        return not self.working and bool(self.kept) and self._pods() <= len(self.kept)
+
     def _pods(self) -> int:
         return self.watch.pods()
 
@@ -149,15 +169,18 @@ class Cluster:
         self._numbers[architecture] = found + 1
         return found
 
-    async def create(self, manifest: JobManifest) -> bool:
-        """Create a Job; return whether it was not there. Raises ``KanifoldError``, ``QuotaExceededError``."""
+    async def create(self, manifest: JobManifest) -> str | None:
+        """Create a Job; return its uid, "" if that is not known, or None if the Job was there.
+
+        Raises ``KanifoldError``, ``QuotaExceededError``.
+        """
         path = f"/apis/batch/v1/namespaces/{self.client.namespace}/jobs"
         for attempt in range(_TRIES):
             try:
-                await self.client.create(path, manifest.body)
+                content = await self.client.create(path, manifest.body)
             except APIRefusedError as error:
                 if error.status.reason == "AlreadyExists":
-                    return attempt > 0  # the answer to the first attempt was lost
+                    return "" if attempt else None  # the answer to the first attempt was lost
                 if error.code == 422:
                     raise UsageError(
                         f"node {self.name}: the Job is invalid", why=error.status.message, remedy="correct the template"
@@ -172,7 +195,7 @@ class Cluster:
                     raise self.failure(error) from error
             else:
                 debug.log("job created", name=manifest.name)
-                return True
+                return _uid(content)
             await asyncio.sleep(0.5 * 2**attempt)
         raise AssertionError
 
@@ -223,3 +246,11 @@ class Cluster:
             if each is not None and not each.done():
                 each.cancel()
         await self.client.close()
+
+
+def _uid(job: bytes) -> str:
+    """Return the uid of ``job``, as the API returns it; "" if it does not say."""
+    try:
+        return decoding.decode(_CREATED, job).metadata.uid
+    except msgspec.DecodeError:
+        return ""

@@ -17,7 +17,7 @@ import msgspec
 
 from orchestrator.nodes.kubernetes.address import IN_CLUSTER, KubernetesAddress
 from platforms import debug, decoding
-from platforms.errors import EnvironmentUnfit, KanifoldError, UsageError, printable
+from platforms.errors import EnvironmentUnfit, UsageError, printable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -257,7 +257,10 @@ class KubernetesClient:
 
     async def _headers(self) -> dict[str, str]:
         headers: dict[str, str] = {"User-Agent": "kanifold"}
-        await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        try:
+            await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        except Exception as error:  # of the library, which may read a token that has been renewed
+            raise self._unconfigured(error) from error
         return headers
 
     async def _renew(self, generation: int) -> None:
@@ -265,15 +268,10 @@ class KubernetesClient:
         async with self._renewing:
             if generation != self._generation:
                 return
-            old, self._api = self._api, None
-            try:
-                self._configuration = await self._configured()
-            except KanifoldError:
-                self._api = old
-                raise
+            configuration = await self._configured()
             from kubernetes_asyncio.client import ApiClient
 
-            self._api = ApiClient(self._configuration)
+            old, self._api, self._configuration = self._api, ApiClient(configuration), configuration
             self._generation += 1
             if old is not None:
                 self._retired.append(old)

@@ -42,6 +42,10 @@ _ADOPTIONS: Final = 20
 """Jobs of an earlier run of the same build that are looked at."""
 _UNSEEN: Final = 10.0
 """Seconds after which a Job whose events cannot be seen is taken to get no Pod."""
+_HELD: Final = 60.0
+"""Seconds for a place where executors hold all until the one is done which wants it: others may use the quota."""
+_ASKED: Final = 15.0
+"""Seconds after which what others do is looked at again."""
 _EVENTS_LAG: Final = 0.5
 """Seconds in which events that tell more of a Pod's end may come."""
 
@@ -51,25 +55,34 @@ class _ReplacedError(Exception):
 
 
 class _StartTimeout:
-    """How long executors of ``node`` wait for a Pod, while no other one of ``cluster`` runs."""
+    """How long executors of ``node`` wait for a Pod, while no other one of ``cluster`` will leave its place."""
 
     def __init__(self, cluster: Cluster, node: str) -> None:
         self._cluster = cluster
         self._node = node
-        self._deadline = time.monotonic() + cluster.address.patience
+        self._begun = time.monotonic()
 
     def rest(self, words: str) -> float:
-        """Return the seconds that are left for what ``words`` say, a minute at most. Raises ``EnvironmentUnfit``."""
-        now = time.monotonic()
-        if now > self._deadline:
+        """Return the seconds until it is to be asked again for what ``words`` say. Raises ``EnvironmentUnfit``."""
+        now, patience = time.monotonic(), self._cluster.address.patience
+        if self._cluster.is_busy:
+            self._begun = now
+        held = self._cluster.is_held
+        left = self._begun + (min(patience, _HELD) if held else patience) - now
+        if left < 0 and held:
             raise EnvironmentUnfit(
-                f"node {self._node}: no Pod was started within {self._cluster.address.patience} seconds",
+                f"node {self._node}: no place for another executor",
+                why=f"{words}; the executors there keep their files until all platforms are built",
+                remedy="raise the quota, build fewer platforms, or push the image: "
+                "what is pushed leaves its place at once",
+            )
+        if left < 0:
+            raise EnvironmentUnfit(
+                f"node {self._node}: no Pod was started within {patience} seconds",
                 why=words,
                 remedy="wait= in the node's address says how long it may take",
             )
-        if self._cluster.running:
-            self._deadline = now + self._cluster.address.patience
-        return min(self._deadline - now, 60.0) + 0.01
+        return min(left, _ASKED) + 0.01
 
 
 class _Startup(msgspec.Struct, frozen=True):
@@ -161,6 +174,13 @@ class KubernetesNode:
         finally:
             self._cluster.awaited -= 1
 
+    def keep(self, connection: Connection) -> None:
+        """Take note that the executor has done its job, and stays for its files."""
+        process = connection.worker.process
+        if process in self._cluster.working:
+            self._cluster.working.discard(process)
+            self._cluster.kept.add(process)
+
     async def close(self) -> None:
         """End all executors, and the connection to the cluster with the last node of it."""
         for each in self._streams:
@@ -185,7 +205,7 @@ class KubernetesNode:
                 except _ReplacedError:
                     replaced += 1
                 except QuotaExceededError as error:
-                    if awaited and self._cluster.awaited >= self._cluster.running:
+                    if awaited and not self._cluster.is_busy:
                         raise EnvironmentUnfit(
                             f"node {self.name}: no place for another executor", why=str(error)
                         ) from error
@@ -214,7 +234,9 @@ class KubernetesNode:
         """Create a Job and wait for its Pod; return whether the Job was not there. Nothing is left after an error."""
         queue = self._cluster.queue
         try:
-            created = await self._created(manifest)
+            uid = await self._created(manifest)
+            created = uid is not None
+            view.limit(uid or "")
             try:
                 await self._reached(_is_there, view, start, created=created)
             except BaseException:
@@ -227,14 +249,14 @@ class KubernetesNode:
         queue.given()
         return created
 
-    async def _created(self, manifest: JobManifest) -> bool:
-        """Create a Job, which is deleted if this is cancelled meanwhile; return whether it was not there."""
+    async def _created(self, manifest: JobManifest) -> str | None:
+        """Create a Job, which is deleted if this is cancelled meanwhile; return what ``Cluster.create`` returns."""
         creating = asyncio.create_task(self._cluster.create(manifest))
         try:
             return await asyncio.shield(creating)
         except asyncio.CancelledError:
             with contextlib.suppress(KanifoldError, QuotaExceededError):
-                if await creating:
+                if await creating is not None:
                     self._cluster.delete_soon(manifest.name)
             raise
 
@@ -335,9 +357,8 @@ class KubernetesNode:
 
     async def _watch(self, stream: PodStream, view: JobView) -> None:
         """Tell ``stream`` when its Pod has ended."""
-        kept = self._cluster.watch.add(view.name)
-        kept.pod, kept.had_pod, kept.events = view.pod, view.had_pod, view.events
-        self._cluster.running += 1
+        kept = self._cluster.watch.follow(view)
+        self._cluster.working.add(stream.process)
         stream.process.ended.add_done_callback(kept.changed)
         try:
             while not stream.process.ended.done() and not stream.is_closing():
@@ -347,7 +368,8 @@ class KubernetesNode:
                     return
                 await kept.wait(3600.0)
         finally:
-            self._cluster.running -= 1
+            self._cluster.working.discard(stream.process)
+            self._cluster.kept.discard(stream.process)
             self._cluster.watch.remove(kept)
 
     async def _loaded(self, stream: PodStream, job: str, say: Say) -> Connection:

@@ -13,6 +13,7 @@ from orchestrator.nodes.kubernetes.cluster_api import APIRefusedError, APIUnreac
 from orchestrator.nodes.kubernetes.job_manifest import SELECTOR
 from orchestrator.nodes.kubernetes.pod_states import ClusterEvent, ObjectMeta, Pod
 from platforms import debug, decoding
+from platforms.errors import KanifoldError
 
 _EVENTS: Final = 50
 """Events of a Job that are kept."""
@@ -50,11 +51,31 @@ class JobView:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._uid = ""
         self.pod: Pod | None = None
         self.had_pod = False
         """Whether there was one, which may be gone."""
         self.events: list[ClusterEvent] = []
         self._changed = asyncio.Event()
+
+    def copy(self) -> JobView:
+        """Return another view with what is known now."""
+        found = JobView(self.name)
+        found._uid, found.pod, found.had_pod, found.events = self._uid, self.pod, self.had_pod, self.events
+        return found
+
+    def limit(self, uid: str) -> None:
+        """Take notice only of the Pod of the Job ``uid``; "" if that is not known.
+
+        Pods of another one of the same name may take their time to end after its deletion.
+        """
+        self._uid = uid
+        if self.pod is not None and not self.is_of(self.pod):
+            self.pod, self.had_pod = None, False
+
+    def is_of(self, pod: Pod) -> bool:
+        """Whether ``pod``, whose Job has the name of this one, is its Pod."""
+        return not self._uid or not pod.job_uid or pod.job_uid == self._uid
 
     def changed(self, _: object = None) -> None:
         """Wake who waits for a change."""
@@ -79,9 +100,9 @@ class NamespaceWatch:
         self._ended = ended
         self._views: dict[str, list[JobView]] = {}
         self._pods: dict[str, Pod] = {}
-        """All Pods of executors, by the name of their Job."""
+        """All Pods of executors, by name."""
         self._tasks: list[asyncio.Task[None]] = []
-        self.failed: APIRefusedError | None = None
+        self.failed: APIRefusedError | KanifoldError | None = None
         """Why Pods cannot be watched."""
         self.events_denied = False
 
@@ -92,12 +113,19 @@ class NamespaceWatch:
     def add(self, name: str) -> JobView:
         """Return a view of the Job ``name``, from now on."""
         view = JobView(name)
-        view.pod = self._pods.get(name)  # of a Job that was left behind
+        left = [each for each in self._pods.values() if each.job == name]  # of a Job that was left behind
+        view.pod = next((each for each in left if each.metadata.deletion_timestamp is None), left[0] if left else None)
         view.had_pod = view.pod is not None
         self._views.setdefault(name, []).append(view)
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._watch_pods()), asyncio.create_task(self._watch_events())]
         return view
+
+    def follow(self, view: JobView) -> JobView:
+        """Return another view of what ``view`` shows, from now on."""
+        found = view.copy()
+        self._views.setdefault(view.name, []).append(found)
+        return found
 
     def remove(self, view: JobView) -> None:
         """Forget ``view``."""
@@ -124,8 +152,9 @@ class NamespaceWatch:
                 await self._follow_pods(path, listed.metadata.resource_version)
             except APIRefusedError as error:
                 if error.code in (401, 403, 404):
-                    self.failed = error
-                    self._wake()
+                    self._fail(error)
+            except KanifoldError as error:  # there are no credentials any more
+                self._fail(error)
             except (APIUnreachableError, msgspec.DecodeError) as error:
                 debug.log("watch ends", why=str(error))
             await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
@@ -152,7 +181,7 @@ class NamespaceWatch:
     def _know(self, pods: tuple[Pod, ...]) -> None:
         """Take a list of all Pods."""
         there = {each.metadata.uid for each in pods}
-        self._pods = {each.job: each for each in pods}
+        self._pods = {each.metadata.name: each for each in pods}
         for views in self._views.values():
             for view in views:
                 if view.pod is not None and view.pod.metadata.uid not in there:
@@ -164,10 +193,12 @@ class NamespaceWatch:
 
     def _take(self, pod: Pod, *, gone: bool) -> None:
         if gone:
-            self._pods.pop(pod.job, None)
+            self._pods.pop(pod.metadata.name, None)
         else:
-            self._pods[pod.job] = pod
+            self._pods[pod.metadata.name] = pod
         for view in self._views.get(pod.job, ()):
+            if not view.is_of(pod):
+                continue
             if gone and view.pod is not None and view.pod.metadata.uid == pod.metadata.uid:
                 view.pod = pod if pod.is_over else None
             elif not gone:
@@ -177,7 +208,8 @@ class NamespaceWatch:
         if gone or pod.is_terminal:
             self._ended()
 
-    def _wake(self) -> None:
+    def _fail(self, error: APIRefusedError | KanifoldError) -> None:
+        self.failed = error
         for views in self._views.values():
             for view in views:
                 view.changed()
@@ -194,7 +226,7 @@ class NamespaceWatch:
                 if error.code == 403:  # less is told
                     self.events_denied = True
                     return
-            except (APIUnreachableError, msgspec.DecodeError) as error:
+            except (APIUnreachableError, KanifoldError, msgspec.DecodeError) as error:
                 debug.log("watch ends", why=str(error))
             await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
             failures += 1

@@ -93,6 +93,12 @@ class Pod(msgspec.Struct, frozen=True):
         return labels.get("batch.kubernetes.io/job-name", "") or labels.get("job-name", "")
 
     @property
+    def job_uid(self) -> str:
+        """The uid of its Job."""
+        labels = self.metadata.labels
+        return labels.get("batch.kubernetes.io/controller-uid", "") or labels.get("controller-uid", "")
+
+    @property
     def container(self) -> ContainerState:
         """The state of the container with the executor."""
         return next((each.state for each in self.status.container_statuses if each.name == CONTAINER), ContainerState())
