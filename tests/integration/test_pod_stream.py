@@ -179,6 +179,24 @@ def test_closing_ends_the_executor_and_says_so_once(pod: Pod) -> None:
     assert asyncio.run(asyncio.wait_for(close(), 30)) == 1
 
 
+def test_the_last_words_of_an_executor_come_before_its_job_is_deleted(pod: Pod) -> None:
+    async def hear() -> tuple[str, int]:
+        async def deleted() -> None:
+            pod.process.terminate()
+
+        stream = pod.stream(always(), deleted)
+        worker = stream.worker
+        dying = "os.close(1);time.sleep(0.2);os.write(2,b'the last words');os._exit(3)"
+        worker.stdin.write(program(f"import os,time;{dying}"))
+        assert await worker.stdout.read() == b""
+        worker.stdin.close()
+        await worker.process.gone()
+        await stream.wait_closed()
+        return worker.process.stderr_tail, worker.process.ended.result()
+
+    assert asyncio.run(asyncio.wait_for(hear(), 30)) == ("the last words", 3)
+
+
 def test_a_pod_that_is_told_to_end_does(pod: Pod) -> None:
     async def told() -> None:
         stream = pod.stream(always())

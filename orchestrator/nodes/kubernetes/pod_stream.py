@@ -195,6 +195,8 @@ class PodStream(asyncio.Transport):
 
     async def _finish(self) -> None:
         try:
+            if self._stdout_ended:  # the executor has ended, and its last words are on their way
+                await self.process.gone()
             await self._closed()
         finally:
             self._task.cancel()
