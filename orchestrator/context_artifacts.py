@@ -1,8 +1,8 @@
 """Content of contexts in repositories of a registry, for executors that read it there rather than be sent it.
 
 An artifact has one layer, a bundle (``executor.context.bundle``) that depends on nothing but the files: executors that
-lack the same files use the same one. All are deleted when the build has ended. A registry that refuses one is not asked
-again: the files are sent.
+lack the same files use the same one. All are deleted when the build has ended. If one cannot be made, as the registry
+refuses it or the disk has no room, no other one is: the files are sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from executor.store.store import Store
 from orchestrator.registries import Registry
 from orchestrator.view import events
 from orchestrator.view.events import Emit
-from platforms.errors import Problem, RegistryError
+from platforms.errors import Problem, RegistryError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -60,25 +60,27 @@ class ContextArtifacts:
 
     def get(self, key: Hashable, repository: str, pack: Pack) -> ContextArtifact | None:
         """Return the artifact ``key`` in ``repository``, which is pushed unless it was; ``pack`` makes its content.
-        None if the registry does not take it, with a warning."""
+        None if it cannot be made, or the registry does not take it, with a warning."""
         with self._lock:
             found = self._found.get((repository, key))
             if found is None and not self._refused and len(self._found) < _LIMIT:
                 try:
                     found = self._found[repository, key] = self._push(reference.parse(repository), pack)
-                except RegistryError as error:
+                except (RegistryError, StoreError) as error:
                     self._refused = True
                     what = f"the build context is not sent by way of {repository}"
                     self._warn(what, ": ".join(filter(None, (error.problem.what, error.problem.why))))
             return None if found is None else found.artifact
 
-    def close(self) -> None:
-        """Delete all artifacts. Says so if a registry does not allow that."""
-        for each in {each.manifest: None for each in self._found.values()}:
+    def delete(self) -> None:
+        """Delete all artifacts that there are, also while another one is pushed. Says so if a registry does not allow
+        that."""
+        while self._found:
+            _, pushed = self._found.popitem()
             try:
-                self._registry.delete_manifest(each)
+                self._registry.delete_manifest(pushed.manifest)
             except RegistryError as error:
-                self._warn(f"the build context stays in the registry: {each}", error.problem.why)
+                self._warn(f"the build context stays in the registry: {pushed.manifest}", error.problem.why)
 
     def _push(self, repository: Reference, pack: Pack) -> _Pushed:
         path = self._store.session.temporary()

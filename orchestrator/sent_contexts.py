@@ -122,11 +122,13 @@ class SentContexts:
     def close(self) -> None:
         """Release everything; waits for what is being answered, which is cancelled."""
         self._cancellation.cancel()
+        if self._artifacts is not None:
+            self._artifacts.delete()
         with self._idle:
             self._idle.wait_for(lambda: not self._answering)
         self._background.shutdown()
         if self._artifacts is not None:
-            self._artifacts.close()
+            self._artifacts.delete()  # one that was being pushed
         for each in self._trees.values():
             each.close()
         self._asked.clear()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -230,6 +233,45 @@ def test_a_registry_that_keeps_what_was_pushed_is_named(world: World, fault: lis
     world.orchestrator.sent.close()
     (words,) = warned(world.emitted)
     assert "stays in the registry" in words and "/team/contexts@sha256:" in words
+
+
+def test_artifacts_are_deleted_while_another_one_is_pushed(
+    world: World, fault: list[Callable[[Asked], object]]
+) -> None:
+    """As the time for it is short after an interruption; and that one when it has been pushed."""
+    world.receive()
+    pushing, deleted = threading.Event(), threading.Event()
+
+    def respond(asked: Asked) -> object:
+        if asked.method == "DELETE":
+            deleted.set()
+        elif asked.method == "POST":
+            pushing.set()
+            deleted.wait(20)
+        return ...
+
+    fault.append(respond)
+    orchestrator = world.orchestrator
+    name = next(iter(orchestrator.sent._listings))[1]
+    which = (PickedFiles(0, b"\x02"),)
+    asking = (orchestrator.context, name, which, orchestrator.repository)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(orchestrator.sent.artifact, *asking)
+        assert pushing.wait(20)
+        orchestrator.sent.close()
+        assert deleted.is_set()
+        other.result()
+    assert len(world.server.seen("DELETE")) == 2
+    assert not world.registry.manifests
+    assert not warned(world.emitted)
+
+
+def test_a_disk_without_room_for_an_artifact_costs_that_way_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context_artifacts, "open", lambda *_: io.FileIO("/dev/full", "w"), raising=False)
+    assert world.receive() == world.receive() == FILES
+    assert world.orchestrator.asked[-1] == "context-files"
+    (words,) = warned(world.emitted)
+    assert "not sent by way of" in words and "no space left" in words
 
 
 def test_files_that_are_asked_for_twice_are_refused(world: World) -> None:
