@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -179,3 +180,27 @@ def test_what_is_running() -> None:
     assert not pod("n", {"terminated": {"exitCode": 0}}).is_running
     assert pod("n", {"terminated": {"exitCode": 0}}).is_over
     assert msgspec.convert({"metadata": {"labels": {"job-name": "j"}}}, Pod).job == "j"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "exceeded quota: q, requested: "
+        + ",".join(f"a{each}={each}" for each in range(90_000))
+        + ", used: x, limited: y",
+        "exceeded quota: " + "q" * 1_000_000,
+        "0/3 nodes are available: " + "1 tired, " * 200_000,
+        "9" * 5000 + "/3 nodes are available: 1 tired",
+    ],
+    ids=["resources", "a name", "reasons", "a number"],
+)
+def test_a_message_without_end_costs_no_time(message: str) -> None:
+    begun = time.process_time()
+    refused = event("FailedCreate", message)
+    for words in (
+        pod_states.waiting_words(None, [refused], "amd64"),
+        pod_states.waiting_words(unschedulable(message), [], "amd64"),
+    ):
+        assert words and len(words) < 2000
+    assert len(refused.shortened().message) < 5000
+    assert time.process_time() - begun < 1.0

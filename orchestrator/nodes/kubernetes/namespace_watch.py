@@ -241,7 +241,7 @@ class NamespaceWatch:
                 event = decoding.decode(_EVENT, change.object)
                 version = event.metadata.resource_version or version
                 if change.type != "DELETED":
-                    self._tell(event)
+                    self._tell(event.shortened())
 
     def _tell(self, event: ClusterEvent) -> None:
         name = event.involved_object.name

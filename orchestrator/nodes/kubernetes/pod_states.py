@@ -139,6 +139,15 @@ class ClusterEvent(msgspec.Struct, frozen=True, rename="camel"):
     message: str = ""
     type: str = ""
 
+    def shortened(self) -> ClusterEvent:
+        """Return what is kept of it: whoever may write to the namespace writes events as long as an object may be."""
+        return ClusterEvent(
+            involved_object=self.involved_object,
+            reason=self.reason[:_WORD],
+            message=self.message[:_MESSAGE],
+            type=self.type[:_WORD],
+        )
+
 
 class StartFailure(msgspec.Struct, frozen=True):
     """Why a Pod does not start."""
@@ -148,6 +157,11 @@ class StartFailure(msgspec.Struct, frozen=True):
     """Seconds after which it is an error: it may pass."""
 
 
+_MESSAGE: Final = 4096
+_WORD: Final = 100
+"""Characters of a message, and of a word, that are looked at."""
+_WORDS: Final = 1000
+"""Characters of what is told of one."""
 _AVAILABLE: Final = re.compile(r"(\d+)/(\d+) nodes are available: ?(.*)", re.DOTALL)
 _TAINT: Final = re.compile(r"node\(s\) had untolerated taint\(?s?\)? ?\{([^}]*)\}")
 _EXCEEDED: Final = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
@@ -206,13 +220,13 @@ def waiting_words(pod: Pod | None, events: Sequence[ClusterEvent], architecture:
 
 def unschedulable_words(message: str) -> str:
     """Return what the scheduler says of nodes: ``0 of 3 fit: 1 with the taint a=b, 2 cordoned``."""
-    found = _AVAILABLE.match(message)
+    found = _AVAILABLE.match(message[:_MESSAGE])
     if found is None:
         return printable(message) or "the scheduler has found none yet"
     reasons = re.split(r"\. ?(?:preemption|no new claims)", found[3])[0].rstrip(". ")
     told = ", ".join(_reason(each.strip()) for each in re.split(r", (?=\d+ )", reasons) if each.strip())
     count = f"{found[1]} of {found[2]} fit"
-    return f"{count}: {told}" if told else count
+    return printable(f"{count}: {told}" if told else count, _WORDS)
 
 
 def _reason(text: str) -> str:
@@ -238,6 +252,7 @@ def quota_words(message: str) -> str:
     ``message`` has ``exceeded quota: few, requested: pods=1, used: pods=5, limited: pods=5``, or something like it; an
     empty text if it is about something else.
     """
+    message = message[:_MESSAGE]
     found = _EXCEEDED.search(message)
     if found is None:
         other = _QUOTA.search(message)
@@ -248,7 +263,7 @@ def quota_words(message: str) -> str:
         + ("" if wanted == "1" else f", {printable(wanted)} wanted")
         for name, wanted in requested.items()
     )
-    return f"waiting for the quota {printable(found[1])}: {', '.join(counts)}"
+    return printable(f"waiting for the quota {printable(found[1])}: {', '.join(counts)}", _WORDS)
 
 
 def _amounts(text: str) -> Iterator[tuple[str, str]]:
