@@ -199,10 +199,12 @@ def _arguments() -> argparse.Namespace:
         "--container", metavar="NAME", default="", help="kanifold and kaniko in containers (ci/containers)"
     )
     parser.add_argument("--peers", metavar="DIR", action="append", default=[], help="where to look besides PATH")
-    parser.add_argument("--rounds", type=int, default=3, help="how often (default: 3)")
-    parser.add_argument("--again", type=int, default=2, help="rebuilds with nothing changed in each round (default: 2)")
+    parser.add_argument("--rounds", type=_positive, default=3, help="how often (default: 3)")
+    parser.add_argument(
+        "--again", type=_count, default=2, help="rebuilds with nothing changed in each round (default: 2)"
+    )
     parser.add_argument("--quick", action="store_true", help="one round of a twentieth of the size: does it work?")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds that a build may take (default: 600)")
+    parser.add_argument("--timeout", type=_positive, default=600, help="seconds that a build may take (default: 600)")
     parser.add_argument("--tmp", metavar="DIR", help="where everything is made and removed (default: $TMPDIR)")
     parser.add_argument(
         "--tidy",
@@ -220,14 +222,32 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _count(value: str) -> int:
+    if not value.isdecimal():
+        raise argparse.ArgumentTypeError("it is no number")
+    return int(value)
+
+
+def _positive(value: str) -> int:
+    found = _count(value)
+    if not found:
+        raise argparse.ArgumentTypeError("it is 1 at least")
+    return found
+
+
 def _settings(arguments: argparse.Namespace) -> Settings:
+    """What the command line asks for. Raises ``FailedError``."""
     every = {each.name for each in WORKLOADS}
     wanted = every if arguments.all else set(filter(None, arguments.only.split(",")))
     unknown = wanted - every
     if unknown:
-        sys.exit(f"ci/bench/run: no such workload: {', '.join(sorted(unknown))}")
+        raise FailedError(f"no such workload: {', '.join(sorted(unknown))}")
     if arguments.isolation and arguments.container:
-        sys.exit("ci/bench/run: --isolation and --container are different comparisons: ask for one")
+        raise FailedError("--isolation and --container are different comparisons: ask for one")
+    if arguments.isolation:
+        builders.check_modes(_modes(arguments))
+    if arguments.part and not (arguments.isolation or arguments.container):
+        raise FailedError("--part is for a comparison: --isolation or --container")
     return Settings(
         workloads=tuple(each for each in WORKLOADS if (each.name in wanted if wanted else each.usual)),
         rounds=1 if arguments.quick else arguments.rounds,
@@ -237,6 +257,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         builders=frozenset(filter(None, arguments.builders.split(","))),
         tidy=arguments.tidy,
     )
+
+
+def _modes(arguments: argparse.Namespace) -> list[str]:
+    return [*dict.fromkeys(filter(None, arguments.isolation.split(",")))]
 
 
 def _chosen(settings: Settings, workload: Workload, compared: Comparison) -> list[Builder]:
@@ -262,7 +286,7 @@ def _comparison(arguments: argparse.Namespace, handlers: Handlers | None) -> Com
     """What the command line asks for. Raises ``FailedError``."""
     program = str(Path(arguments.kanifold).resolve())
     if arguments.isolation:
-        return Comparison(arguments.part or "modes", tuple(builders.modes(program, arguments.isolation.split(","))))
+        return Comparison(arguments.part or "modes", tuple(builders.modes(program, _modes(arguments))))
     if arguments.container:
         import contained  # with the modules of the project that make containers
 
@@ -276,7 +300,14 @@ def _comparison(arguments: argparse.Namespace, handlers: Handlers | None) -> Com
 
 
 def main() -> int:
-    arguments = _arguments()
+    try:
+        return _run(_arguments())
+    except FailedError as error:
+        sys.exit(f"ci/bench/run: {error}")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Do what the command line asks for. Raises ``FailedError``."""
     settings = _settings(arguments)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -288,6 +319,11 @@ def main() -> int:
         folder = Path(name)
         folder.chmod(0o755)
         compared = _comparison(arguments, handlers)
+        if arguments.docs:
+            report.check_page(compared.part)
+        missing = settings.builders - {each.name for each in compared.builders}
+        if missing:
+            raise FailedError(f"no such builder here: {', '.join(sorted(missing))}")
         for each in compared.builders:
             say(f"{each.name}: {each.version}")
         with debian_registry.serve(folder / "registry") as registry:
@@ -296,6 +332,8 @@ def main() -> int:
             for row, builder, measured in rounds(settings, compared, registry, contexts, folder):
                 taken.setdefault(row, {}).setdefault(builder, []).append(measured)
             profile = "\n\n".join(profiles(settings, compared.traced, registry, contexts, folder))
+    if not taken:
+        raise FailedError("nothing was built")
     rows = table.rows(taken, WORKLOADS)
     names = [each.name for each in compared.builders if any(each.name in row.times for row in rows)]
     if arguments.isolation:

@@ -335,6 +335,14 @@ class _Kaniko:
 
 PLAIN = "plain"
 """Beside the isolation modes: the usual one, without an overlay."""
+MODES = frozenset({"namespaces", "mapped", "single", "chroot", "answered", PLAIN})
+
+
+def check_modes(names: Sequence[str]) -> None:
+    """Raise ``FailedError`` unless ``names`` are isolation modes."""
+    unknown = set(names) - MODES
+    if unknown or not names:
+        raise FailedError(f"no such mode: {', '.join(sorted(unknown))}; there are {', '.join(sorted(MODES))}")
 
 
 def modes(program: str, names: Sequence[str]) -> Iterator[Kanifold]:

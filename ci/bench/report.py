@@ -7,11 +7,12 @@ import os
 import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import plot
 import table
+from measuring import FailedError
 from table import Row
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
@@ -52,16 +53,34 @@ def write_part(out: Path, part: str, rows: Sequence[Row], shown: str, phases: st
     return tuple(written)
 
 
+def check_page(part: str) -> None:
+    """Raise ``FailedError`` unless the page has one place for each of what ``publish`` puts there."""
+    text = PAGE.read_text()
+    for each, pattern in _places(part):
+        if len(re.findall(pattern, text)) != 1:
+            raise FailedError(f"{PAGE} has no place for the {each}")
+
+
+def _places(part: str) -> Iterator[tuple[str, str]]:
+    """Yield what ``publish`` puts into the page for ``part``, and patterns of the places."""
+    for each in (part,) if part else ("machine", "table", "phases"):
+        begin, end = map(re.escape, _marks(each))
+        yield each, f"(?s){begin}.*?{end}"
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+
+
 def publish(out: Path, part: str) -> None:
     """Put what is in ``out`` into the page, each part between its marks: ``part``, or for "" the page's own and the
     plot beside it.
     """
     text = PAGE.read_text()
-    for each in (part,) if part else ("machine", "table", "phases"):
-        begin, end = f"<!-- {each} -->\n", f"<!-- end of {each} -->"
+    for each, pattern in _places(part):
+        begin, end = _marks(each)
         content = (out / f"{each}.md").read_text()
-        text, found = re.subn(f"(?s){begin}.*?{end}", lambda _, new=f"{begin}{content}{end}": new, text)
-        assert found == 1, f"{PAGE} has no place for the {each}"
+        text = re.sub(pattern, lambda _, new=f"{begin}{content}{end}": new, text)
     PAGE.write_text(text)
     if not part:
         PAGE.with_suffix(".svg").write_text((out / "plot.svg").read_text())

@@ -30,3 +30,28 @@ def test_medians_are_compared_with_those_of_the_first_builder(monkeypatch: pytes
     assert [[each.strip() for each in line] for line in spent] == [["2.00", "5.00 (2.50)"], ["-", "4.00"]]
     for name in ("measuring", "table", "workloads"):
         sys.modules.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "sleep"], "no such workload: sleep"),
+        (["--isolation", "chroot,jail"], "no such mode: jail; there are answered"),
+        (["--isolation", ","], "no such mode"),
+        (["--isolation", "chroot", "--container", "docker-root"], "ask for one"),
+        (["--part", "modes"], "--part is for a comparison"),
+        (["--rounds", "0"], "it is 1 at least"),
+        (["--again", "-1"], "it is no number"),
+        (["--timeout", "soon"], "it is no number"),
+    ],
+)
+def test_what_a_bench_cannot_do_is_said_before_anything_is_built(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    monkeypatch.setattr(sys, "argv", ["bench", "--kanifold", "/bin/false", *words])
+    import bench
+
+    with pytest.raises(SystemExit) as refused:
+        bench.main()
+    assert said in f"{refused.value.code} {capsys.readouterr().err}"
