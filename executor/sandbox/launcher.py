@@ -135,7 +135,8 @@ class Launcher:
         if isinstance(rootfs := spec.rootfs, Directory):
             from executor.snapshotter.inplace import Before, wait_for_clock_tick
 
-            spec = replace(spec, begun=wait_for_clock_tick())
+            if self.single and not self._all_recorded:  # new files are recorded as those of the step's user
+                spec = replace(spec, begun=wait_for_clock_tick())
             if not self._supervised(spec):
                 before = Before(rootfs.path, spec.begun)
         packed, fds = wire.pack(spec)

@@ -12,6 +12,7 @@ kernel supports, is treated as absent.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import struct
@@ -165,6 +166,7 @@ def program(
     return b"".join(struct.pack("=HBBI", *each) for each in code)
 
 
+@functools.cache
 def calls(table: str, machine: str = "") -> dict[tuple[int, int], tuple[str, str]]:
     """Return the calls of ``table`` by the numbers of a notification: (architecture, number) to names."""
     spoken = _SPOKEN.get(machine or os.uname().machine, ())

@@ -27,13 +27,14 @@ _LONGEST_TICK: Final = 1.0
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def wait_for_clock_tick() -> int:
+def wait_for_clock_tick(since: int = 0) -> int:
     """Wait until later changes get times that no earlier change has. Return the first such time, in nanoseconds.
 
+    ``since``: when the last of the earlier changes was, on the exact clock in nanoseconds; 0 for just now.
     Times of files are between the coarse clock, which lags, and the exact one (multigrain timestamps of Linux 6.13).
     """
-    now, until = time.time_ns(), time.monotonic() + _LONGEST_TICK
-    while (later := time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)) <= now and time.monotonic() < until:
+    changed, until = since or time.time_ns(), time.monotonic() + _LONGEST_TICK
+    while (later := time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)) <= changed and time.monotonic() < until:
         time.sleep(0.0005)
     return later
 

@@ -19,6 +19,7 @@ import functools
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -65,6 +66,8 @@ class _Root(msgspec.Struct):
     state: tuple[int, ...] = ()
     """The numbers of the snapshots that it is equal to, bottom first."""
     table: Table = {}
+    settled: int = 0
+    """When the table was complete, and nothing in the root was changed any more; nanoseconds since the epoch."""
 
 
 class Plain:
@@ -101,7 +104,7 @@ class Plain:
             root = self._taken(parents)
             try:
                 _reset(root.fs)
-                wait_for_clock_tick()
+                wait_for_clock_tick(root.settled)
                 active = ActiveRoot(Directory(root.fs), parents, snapshots.prepare(self._store))
             except BaseException:
                 _remove(root)
@@ -131,6 +134,7 @@ class Plain:
         try:
             root.table = comparison.table
             self._separate(root, comparison.shared)
+            root.settled = time.time_ns()
         except (OSError, KanifoldError):  # the snapshot is there, and its root can be made anew
             _remove(root)
             return made
@@ -183,6 +187,7 @@ class Plain:
             _remove(root)
             raise
         root.state = tuple(each.number for each in parents)
+        root.settled = time.time_ns()
         return root
 
     def _fill(self, root: _Root, view: Union, path: bytes = b"") -> None:
@@ -207,6 +212,7 @@ class Plain:
         root.state = tuple(each.number for each in parents)
         root.table, shared = changes.scan(root.fs)
         self._separate(root, shared)
+        root.settled = time.time_ns()
 
     def _separate(self, root: _Root, shared: SharedFiles) -> None:
         """Replace the names of ``shared`` files in ``root`` by copies, except for one of each that is only there."""

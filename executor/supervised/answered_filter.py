@@ -7,6 +7,7 @@ call that is unknown fails with ENOSYS. Nothing in the filter depends on the ste
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 from functools import partial
 from typing import Final
@@ -31,6 +32,7 @@ _CLONE_UNTRACED: Final = 0x00800000
 """linux/sched.h: the child is not traced, so that it would outlive its tracer, and could be made faster than killed."""
 
 
+@functools.cache
 def program(*, network: bool, scoped: bool, machine: str = "") -> bytes:
     """Return the filter for this machine; b"" if it is unknown.
 

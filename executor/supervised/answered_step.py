@@ -238,6 +238,16 @@ def serve(spec: Spec, reply: socket.socket, output: tuple[int, int], emulator: t
         os._exit(1)
 
 
+def prepare() -> None:
+    """Make what most steps need, so that processes which are forked from this one have it."""
+    _filter("", syscalls.landlock_version())
+    seccomp.calls(answered_calls.ANSWERED)
+
+
+def _filter(network: str, landlock: int) -> bytes:
+    return answered_filter.program(network=network != "none", scoped=landlock >= SCOPED)
+
+
 def _children() -> list[int]:
     """Return the children of this process."""
     with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
@@ -302,7 +312,7 @@ def _start(
         cgroup.enter(spec.cgroup)
     os.chdir(f"{place}/cwd")
     version = syscalls.landlock_version()
-    code = answered_filter.program(network=spec.network != "none", scoped=version >= SCOPED)
+    code = _filter(spec.network, version)
     close_others(told.fd, line.fileno())
     for name, soft, hard in spec.options.ulimits:
         step_process.set_limit(name, soft, hard)

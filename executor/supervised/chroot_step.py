@@ -12,6 +12,7 @@ The step is confined in several ways, each of which is enough to keep it from th
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -43,7 +44,16 @@ _WORST: Final = 1000
 def filter_of(spec: Spec, *, traced: bool = False) -> bytes:
     """Return the seccomp filter of the step ``spec``; ``traced``: for one with a tracer."""
     secrets = any(isinstance(each, SecretFile) for each in spec.mounts)
-    network, signals = spec.network != "none", not has_scopes()
+    return _filter(secrets=secrets, network=spec.network != "none", signals=not has_scopes(), traced=traced)
+
+
+def prepare(*, traced: bool = False) -> None:
+    """Make the filter of most steps, so that processes which are forked from this one have it; ``traced`` as above."""
+    _filter(secrets=False, network=True, signals=not has_scopes(), traced=traced)
+
+
+@functools.cache
+def _filter(*, secrets: bool, network: bool, signals: bool, traced: bool) -> bytes:
     rules = chroot_calls.rules(secrets=secrets, network=network, signals=signals)
     return seccomp.program(more=rules, traced=seccomp.EXECUTING if traced else "")
 

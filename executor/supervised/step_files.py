@@ -50,6 +50,8 @@ _PROC_FILES: Final = (
 _OPEN_TO_ALL: Final = 0o1777
 _SEALS: Final = 0xF
 """F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE: nothing changes a secret."""
+_MOST: Final = 0x7FFFF000
+"""The most bytes that one call of sendfile(2) copies."""
 _RETRY: Final = 0.02
 """Seconds between attempts to get a cache directory that another step has."""
 
@@ -191,8 +193,10 @@ def _put_proc(table: tuple[bytes, bytes], placements: PlacedFiles, answered: Ans
     draft = placements.draft()
     for directory in (draft, *(f"{draft}/{each}" for each in _PROC_DIRECTORIES)):
         make_directory(directory, 0o755, (0, 0))
-    for name in _PROC_FILES:  # for lstat(2), which the kernel executes
-        os.mknod(f"{draft}/{name}", stat.S_IFREG | 0o444)
+    first, *others = (f"{draft}/{name}" for name in _PROC_FILES)  # for lstat(2), which the kernel executes
+    os.mknod(first, stat.S_IFREG | 0o444)
+    for each in others:  # of one file, as that takes a third of the time
+        os.link(first, each)
     for name, data in zip(("mounts", "mountinfo"), table, strict=True):
         with open(f"{draft}/self/{name}", "wb") as file:
             file.write(data)
@@ -236,8 +240,8 @@ def _put_dev(placements: PlacedFiles, answered: Answered) -> None:
 def _copy_program(source: str, path: str) -> None:
     with open(source, "rb") as original, open(path, "xb") as copy:
         if not syscalls.share_content(original.fileno(), copy.fileno()):
-            while data := original.read(1 << 20):
-                copy.write(data)
+            while os.sendfile(copy.fileno(), original.fileno(), None, _MOST):
+                pass
         os.fchmod(copy.fileno(), 0o555)
 
 

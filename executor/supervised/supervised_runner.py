@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, NoReturn
 from msgspec.structs import replace
 
 from executor.sandbox.launcher import Launcher
-from executor.supervised import reaper, supervised_zygote
+from executor.supervised import chroot_step, reaper, supervised_zygote
 from platforms import binfmt, debug, probe, syscalls, threads
 from platforms.descriptors import keep_only
 from platforms.emulation import Emulation, EmulationMode
 from platforms.errors import EnvironmentUnfit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from executor.supervised.supervised_zygote import StepMain
 
 
@@ -43,7 +45,8 @@ def start_chroot(found: Emulation | EnvironmentUnfit) -> Launcher:
     """As ``start``, for steps in a chroot. ``found``: how programs of the platform run in them."""
     if isinstance(found, EnvironmentUnfit) or found.mode is not EmulationMode.TRACED:
         return start()
-    return start(functools.partial(reaper.serve, emulator=(found.architecture, found.interpreter)))
+    main = functools.partial(reaper.serve, emulator=(found.architecture, found.interpreter))
+    return start(main, functools.partial(chroot_step.prepare, traced=True))
 
 
 def start_answered(found: Emulation | EnvironmentUnfit | None = None) -> Launcher:
@@ -58,27 +61,31 @@ def start_answered(found: Emulation | EnvironmentUnfit | None = None) -> Launche
     if isinstance(found, Emulation) and found.emulated:
         emulator = found.architecture, found.interpreter or binfmt.find_qemu(found.architecture) or ""
     syscalls.set_dumpable(False)
-    return start(functools.partial(answered_step.serve, emulator=emulator), recorded=True)
+    main = functools.partial(answered_step.serve, emulator=emulator)
+    return start(main, answered_step.prepare, recorded=True)
 
 
-def start(main: StepMain = reaper.serve, *, recorded: bool = False) -> Launcher:
+def start(
+    main: StepMain = reaper.serve, prepare: Callable[[], None] = chroot_step.prepare, *, recorded: bool = False
+) -> Launcher:
     """Fork the zygote. To be called after ``isolation.enter``, while this process has a single thread.
 
-    Each step is run by ``main``; ``recorded``: which writes the records of its root directory.
+    Each step is run by ``main``; ``recorded``: which writes the records of its root directory. ``prepare`` is called
+    once, in the zygote, for what is the same in all steps.
     """
     threads.check_single("start the process that build steps are forked from")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     complaint_read, complaint_write = os.pipe()
     pid = syscalls.fork(0)
     if pid == 0:
-        _be_zygote(theirs, main)
+        _be_zygote(theirs, main, prepare)
     theirs.close()
     os.close(complaint_write)
     debug.log("process started", name="kanifold-steps", pid=pid)
     return Launcher(pid, ours, complaint_read, recorded=recorded)
 
 
-def _be_zygote(control: socket.socket, main: StepMain) -> NoReturn:
+def _be_zygote(control: socket.socket, main: StepMain, prepare: Callable[[], None]) -> NoReturn:
     try:
         syscalls.die_with_parent()
         syscalls.set_name("kanifold-steps")
@@ -87,6 +94,7 @@ def _be_zygote(control: socket.socket, main: StepMain) -> NoReturn:
         keep_only(control.fileno())
         for each in (signal.SIGINT, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
+        prepare()
         supervised_zygote.serve(control, main)
     except BaseException:
         import traceback
