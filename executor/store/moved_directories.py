@@ -19,7 +19,6 @@ from platforms import syscalls
 from platforms.paths import below
 
 _NOTE: Final = ".moved"
-_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def note(home: str, place: str) -> None:
@@ -47,7 +46,8 @@ def bring_back(home: str) -> None:
     if not os.path.lexists(home):
         above, _, name = os.fsdecode(place).rpartition("/")
         with contextlib.suppress(OSError, ValueError):  # it is lost
-            parent = syscalls.openat2(syscalls.AT_FDCWD, above, _DIRECTORY, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            parent = syscalls.openat2(syscalls.AT_FDCWD, above, flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
             try:
                 status = os.stat(name, dir_fd=parent, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode) and status.st_ino == int(number):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,7 +114,7 @@ def test_a_yama_setting_that_forbids_tracing_is_named(
 ) -> None:
     (tmp_path / "ptrace_scope").write_text(f"{scope}\n")
     monkeypatch.setattr(isolation, "_YAMA", str(tmp_path / "ptrace_scope"))
-    monkeypatch.setattr(isolation, "_trace", _refused)
+    monkeypatch.setattr(isolation, "in_child", _without_tracing)
     monkeypatch.setattr(syscalls, "capget", lambda: ((1 << 19) - 1, 0, 0))  # without CAP_SYS_PTRACE
     for mode in (IsolationMode.ANSWERED, *([IsolationMode.CHROOT] if os.geteuid() == 0 else [])):
         with pytest.raises(isolation.ModeUnavailableError, match=rf"kernel\.yama\.ptrace_scope is {scope}") as raised:
@@ -121,5 +122,6 @@ def test_a_yama_setting_that_forbids_tracing_is_named(
         assert remedy in raised.value.remedy
 
 
-def _refused() -> None:
-    raise PermissionError(1, os.strerror(1))
+def _without_tracing(check: Callable[[], None]) -> str:
+    """As ``isolation.in_child`` where nothing but tracing is refused."""
+    return os.strerror(errno.EPERM) if check is isolation._trace else ""
