@@ -65,9 +65,8 @@ class PlacedFiles:
         """Return a new path for something that is to be put into the root, on the root's file system."""
         return below(self._aside, f"draft-{len(self._placed)}")
 
-    def put(self, source: str, target: str, *, home: str = "") -> int:
-        """Move ``source`` to ``target`` in the root, in place of what is there; return its inode number. Raises
-        OSError.
+    def put(self, source: str, target: str, *, home: str = "") -> None:
+        """Move ``source`` to ``target`` in the root, in place of what is there. Raises OSError.
 
         It is moved to ``home`` in the end, if that is given.
         """
@@ -91,7 +90,6 @@ class PlacedFiles:
             os.close(fd)
         self._placed.append(Placed(parent, name, status, aside, home))
         self._times[os.fstat(parent).st_ino][1].after = os.fstat(parent).st_mtime_ns
-        return status.st_ino
 
     def _dated(self, parent: int) -> None:
         """Note the time of ``parent`` before something is put into it. If it differs from what it was after the last

@@ -69,6 +69,14 @@ class Answered(msgspec.Struct):
     """A descriptor of the root's own /proc."""
     devices: MadeDevices = msgspec.field(default_factory=MadeDevices)
     """The devices that the step makes."""
+    held: list[int] = []
+    """Descriptors of the files of ``names`` and ``secrets``."""
+
+    def hold(self, path: str) -> int:
+        """Keep the file ``path`` open, lest a new file have its inode number when the step has removed it; return that
+        number."""
+        self.held.append(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+        return os.fstat(self.held[-1]).st_ino
 
 
 def put_all(placements: PlacedFiles, spec: Spec, cancelled: Callable[[], bool], emulator: str = "") -> Answered:
@@ -105,10 +113,23 @@ def put_all(placements: PlacedFiles, spec: Spec, cancelled: Callable[[], bool], 
 
 
 def _hold_caches(mounts: tuple[Mount, ...], cancelled: Callable[[], bool]) -> None:
-    """Lock the cache directories among ``mounts``, which can be in one root at a time, until this process ends."""
-    places = {os.path.dirname(each.source) for each in mounts if isinstance(each, Bind) and not _is_socket(each)}
+    """Lock the cache directories among ``mounts``, which can be in one root at a time, until this process ends. Raises
+    RefusedError."""
+    caches = [each for each in mounts if isinstance(each, Bind) and not _is_socket(each)]
+    _check_apart(caches)
+    places = {os.path.dirname(each.source) for each in caches}
     for place in sorted(filter(os.path.isdir, places)):
         hold(place, cancelled)
+
+
+def _check_apart(caches: list[Bind]) -> None:
+    """Check that no directory that is moved into the root has two places there. Raises RefusedError."""
+    first: dict[str, Bind] = {}
+    for each in caches:
+        other = first.setdefault(each.source, each)
+        if other is not each and not (other.readonly and each.readonly):
+            what = f"cannot mount on {each.target}: the same cache directory is on {other.target}"
+            raise RefusedError(NOT_SET_UP, f"{what}, and without mounts it has one place: give it an id of its own")
 
 
 def hold(directory: str, cancelled: Callable[[], bool]) -> None:
@@ -152,7 +173,8 @@ def _put_mount(placements: PlacedFiles, mount: Mount, answered: Answered) -> Non
             placements.put(draft, mount.target)
         case SecretFile():
             draft = _file(placements, b"", mount.mode, (mount.uid, mount.gid))
-            answered.secrets[placements.put(draft, mount.target)] = _in_memory(mount)
+            answered.secrets[answered.hold(draft)] = _in_memory(mount)
+            placements.put(draft, mount.target)
         case ScriptFile():
             placements.put(_file(placements, mount.data, 0o755), mount.target)
         case _:
@@ -204,7 +226,7 @@ def _put_proc(table: tuple[bytes, bytes], placements: PlacedFiles, answered: Ans
     for number in range(3):
         path = f"{draft}/self/fd/{number}"
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        answered.names[os.lstat(path).st_ino] = b"/proc/self/fd/%d" % number
+        answered.names[answered.hold(path)] = b"/proc/self/fd/%d" % number
     answered.proc = os.open(draft, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     placements.put(draft, "/proc")
 
@@ -228,12 +250,12 @@ def _put_dev(placements: PlacedFiles, answered: Answered) -> None:
     for name in DEVICE_NAMES:
         _make_device(f"{draft}/{name}", os.stat(f"/dev/{name}"))
         if not _opens(f"{draft}/{name}"):  # a volume that is mounted with nodev, or a user namespace
-            answered.names[_make_empty(f"{draft}/{name}")] = f"/dev/{name}".encode()
+            answered.names[answered.hold(_make_empty(f"{draft}/{name}"))] = f"/dev/{name}".encode()
     for name, text in _DEV_LINKS:
         os.symlink(text, f"{draft}/{name}")
     for name, mode in (("pts", 0o755), ("shm", _OPEN_TO_ALL), ("mqueue", _OPEN_TO_ALL)):
         make_directory(f"{draft}/{name}", mode, (0, 0))
-    answered.names[_make_empty(f"{draft}/pts/ptmx")] = b"/dev/ptmx"
+    answered.names[answered.hold(_make_empty(f"{draft}/pts/ptmx"))] = b"/dev/ptmx"
     placements.put(draft, "/dev")
 
 
@@ -259,15 +281,14 @@ def _opens(path: str) -> bool:
     return True
 
 
-def _make_empty(path: str) -> int:
-    """Make the empty file ``path``, writable for all, in place of what is there; return its inode number."""
+def _make_empty(path: str) -> str:
+    """Make the empty file ``path``, writable for all, in place of what is there; return the path."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
     os.fchmod(fd, 0o666)
-    inode = os.fstat(fd).st_ino
     os.close(fd)
-    return inode
+    return path
 
 
 def _put_sys(placements: PlacedFiles, answered: Answered) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from sandbox_process import Inside, SandboxProcess, listing, opened
 
-from executor.sandbox import Bind, Spec
+from executor.sandbox import Bind, SecretFile, Spec
+from executor.sandbox.report import NOT_SET_UP
 from executor.supervised.tree_copies import copy_tree
 from platforms import syscalls
 from platforms.errors import EnvironmentUnfit
@@ -50,6 +51,29 @@ def test_a_file_that_is_linked_into_another_cache_becomes_two(chroot_sandbox: Sa
     assert not (other / "linked").samefile(one / "file")
     assert [each.stat().st_nlink for each in (one / "file", other / "linked", other / "third")] == [2, 1, 2]
     assert (_kept(other / "linked"), (other / "linked").read_text()) == (_kept(one / "file"), "one")
+
+
+def test_a_cache_has_one_place_in_a_root(chroot_sandbox: SandboxProcess) -> None:
+    cache = Path(chroot_sandbox.call(_cache, {"kept": "kept"}))
+    for readonly in (True, False):
+        mounts = (Bind(str(cache), "/one", readonly=readonly), Bind(str(cache), "/other"))
+        done = chroot_sandbox.run("touch /one/new", mounts=mounts)
+        assert done.ended.code == NOT_SET_UP
+        assert "cannot mount on /other: the same cache directory is on /one" in done.ended.error
+        assert os.listdir(cache) == ["kept"]
+    both = Bind(str(cache), "/one", readonly=True), Bind(str(cache), "/other", readonly=True)
+    done = chroot_sandbox.run("cat /one/kept /other/kept", mounts=both)
+    assert (done.out, done.ended.code) == ("keptkept", 0)
+
+
+def test_a_new_file_is_not_taken_for_one_that_was_removed(chroot_sandbox: SandboxProcess) -> None:
+    """File systems give the inode number of a file that nobody has open to the next one."""
+    done = chroot_sandbox.run(
+        "rm /secret /dev/pts/ptmx; i=0; while [ $i -lt 50 ]; do echo plain >/new$i; i=$((i + 1)); done;"
+        "for f in /new*; do [ -t 0 ] <$f && exit 1; done; cat /new* | sort -u; stat -c %F /new* | sort -u",
+        mounts=(SecretFile("/secret", b"word\n", 0o400),),
+    )
+    assert done.out.split() == ["plain", "regular", "file"], done.err
 
 
 def test_a_cache_outlives_the_process_that_should_move_it_back(_busybox: None) -> None:
