@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -17,6 +17,7 @@ from orchestrator.connection import Connection
 from orchestrator.nodes.inventory import NodeEntry
 from orchestrator.nodes.kubernetes import address, kubernetes_node
 from orchestrator.nodes.kubernetes.cluster import Cluster
+from orchestrator.nodes.kubernetes.cluster_api import APIRefusedError, APIStatus
 from orchestrator.nodes.kubernetes.job_manifest import CONTAINER
 from orchestrator.nodes.kubernetes.kubernetes_node import KubernetesNode
 from orchestrator.nodes.kubernetes.namespace_watch import NamespaceWatch
@@ -28,10 +29,11 @@ T = TypeVar("T")
 
 
 class Socket:
-    """A stream to an executor that greets and says nothing more."""
+    """A stream to an executor that greets if it ``answers``, and says nothing more."""
 
-    def __init__(self) -> None:
-        self._greeted = False
+    def __init__(self, greeting: bytes, *, answers: bool) -> None:
+        self._greeting = greeting
+        self._greeted = not answers
 
     async def send_bytes(self, _: bytes) -> None: ...
 
@@ -39,7 +41,7 @@ class Socket:
         if self._greeted:
             await asyncio.Event().wait()
         self._greeted = True
-        return Message(b"\1" + HEADER.pack(b"H", 0, 1) + b"0")
+        return Message(b"\1" + HEADER.pack(self._greeting, 0, 1) + b"0")
 
 
 class API:
@@ -51,6 +53,13 @@ class API:
         self.room = room
         self.schedules = True
         self.expired = False
+        self.answers = True
+        """Whether executors greet."""
+        self.jobs: set[str] = set()
+        self.refused = 0
+        """How often a Job was there already."""
+        self.busy = False
+        """Whether executors greet as ones that another orchestrator is connected to."""
         self.ends_at_once = True
         """Whether Pods are gone with their Job; else they go on."""
         self.pods: dict[str, dict[str, Any]] = {}
@@ -78,12 +87,20 @@ class API:
         while True:
             yield await queue.get()
 
+    async def until(self, state: Callable[[], bool]) -> None:
+        while not state():
+            await asyncio.sleep(0.005)
+
     def tell(self, kind: str, change: str, what: object) -> None:
         for each in self._watches[kind]:
             each.put_nowait(json.dumps({"type": change, "object": what}).encode())
 
     async def create(self, _: str, body: Any) -> bytes:
         job, number = body["metadata"]["name"], next(self._numbers)
+        if job in self.jobs:
+            self.refused += 1
+            raise APIRefusedError(APIStatus("AlreadyExists", "", 409))
+        self.jobs.add(job)
         asyncio.get_running_loop().call_later(0.02, self._control, job, number)  # as the Job controller does
         return json.dumps({"kind": "Job", "metadata": {"name": job, "uid": f"uid-{number}"}}).encode()
 
@@ -110,6 +127,7 @@ class API:
 
     async def delete(self, path: str, _: str) -> None:
         job = path.rpartition("/")[2]
+        self.jobs.discard(job)
         for name, pod in [*self.pods.items()]:
             if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] == job and self.ends_at_once:
                 self.tell("pods", "DELETED", self.pods.pop(name))
@@ -117,7 +135,7 @@ class API:
     @contextlib.asynccontextmanager
     async def stream(self, path: str, _: object) -> AsyncIterator[Socket]:
         self.connected.append(path.split("/")[-2])
-        yield Socket()
+        yield Socket(b"B" if self.busy else b"H", answers=self.answers)
 
 
 class Loaded:
@@ -170,6 +188,37 @@ def test_the_pod_of_a_job_that_was_deleted_is_not_taken_for_that_of_its_successo
     first, second = run(work())
     assert first.rpartition("-uid")[0] == second.rpartition("-uid")[0], "the Jobs have the same name"
     assert first != second
+
+
+@pytest.mark.parametrize("state", ["is pending", "says nothing", "is busy"])
+def test_a_job_that_another_run_of_the_build_has_made_is_left_alone(state: str) -> None:
+    """When this one ends before it is connected to the Pod, or is told that the other one is."""
+
+    async def work() -> None:
+        api = API()
+        api.schedules = state != "is pending"
+        api.answers = state == "is busy"
+        other, farm = Farm(api), Farm(api)
+        first = asyncio.create_task(other.node.start())
+        await api.until(lambda: bool(api.pods if state == "is pending" else api.connected))
+        api.busy = True
+        (other_job,) = api.jobs
+        second = asyncio.create_task(farm.node.start())
+        await api.until(lambda: api.refused > 0)
+        if state != "is pending":
+            await api.until(lambda: len(api.connected) == 2)
+        if state == "is busy":
+            await api.until(lambda: len(api.jobs) == 2)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        await farm.node.close()
+        assert api.jobs == {other_job}
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await other.node.close()
+        assert not api.jobs
+
+    run(work())
 
 
 def test_credentials_that_cannot_be_renewed_end_the_wait_for_a_pod() -> None:

@@ -261,8 +261,11 @@ class KubernetesNode:
             raise
 
     async def _started(self, view: JobView, start: _Startup, *, created: bool) -> Connection:
-        """Return the executor of the Job ``view``, which this has ``created``, or found."""
-        adopted = False
+        """Return the executor of the Job ``view``, which this has ``created``, or found.
+
+        A Job that was found may be of another run, which waits for its Pod: it is left alone until this is connected.
+        """
+        ours = created
         try:
             pod = await self._reached(_runs, view, start, created=created)
             stream = PodStream(
@@ -273,12 +276,13 @@ class KubernetesNode:
             )
             try:
                 await self._connected(stream, view)
+                ours = True
             except BusyError as error:
-                adopted = True  # by somebody else
+                ours = False
                 raise _ReplacedError from error
             return await self._loaded(stream, view.name, start.say)
         except BaseException:
-            if not adopted:
+            if ours:
                 self._cluster.delete_soon(view.name)
             raise
 

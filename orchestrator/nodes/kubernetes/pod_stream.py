@@ -105,7 +105,8 @@ class PodProcess:
 class PodStream(asyncio.Transport):
     """The streams to an executor that is begun as ``session``; ``dial`` opens them.
 
-    ``closed`` is called once when the orchestrator writes nothing more: the executor is done, or cancelled.
+    ``closed`` is called once when the orchestrator writes nothing more: the executor is done, or cancelled. It is not
+    if the stream has never been connected: the executor may be another orchestrator's.
     """
 
     def __init__(self, session: str, dial: Dial, limit: int, closed: Callable[[], Awaitable[object]]) -> None:
@@ -132,7 +133,6 @@ class PodStream(asyncio.Transport):
         self._readable = asyncio.Event()
         self._readable.set()
         self._heard = time.monotonic()
-        self._busy = False
         self.connected: asyncio.Future[None] = loop.create_future()
         """Done when the executor has been started, or raises why not."""
         self.process = PodProcess(self.abort)
@@ -197,7 +197,8 @@ class PodStream(asyncio.Transport):
         try:
             if self._stdout_ended:  # the executor has ended, and its last words are on their way
                 await self.process.gone()
-            await self._closed()
+            if self.connected.done() and self.connected.exception() is None:
+                await self._closed()
         finally:
             self._task.cancel()
             self.process.end(0)
@@ -234,7 +235,6 @@ class PodStream(asyncio.Transport):
                 async with self._dial() as socket:
                     await self._speak(socket)
             except BusyError:
-                self._busy = True
                 if not self.connected.done():
                     self.connected.set_exception(BusyError())
                 return
