@@ -285,15 +285,21 @@ def _scratch() -> Iterator[Path]:
 
 
 @pytest.fixture
-def kanifold_as_user(_user_with_ids: User, _scratch: Path) -> Kanifold:
+def kanifold_as_user(_user_with_ids: User, _scratch: Path) -> Iterator[Kanifold]:
     """The command as an ordinary user with ranges in /etc/subuid and /etc/subgid."""
-    return as_user(_user_with_ids, _scratch)
+    yield from _at_home(as_user(_user_with_ids, _scratch))
 
 
 @pytest.fixture
-def kanifold_as_bare_user(_user_without_ids: User, _scratch: Path) -> Kanifold:
+def kanifold_as_bare_user(_user_without_ids: User, _scratch: Path) -> Iterator[Kanifold]:
     """The command as an ordinary user without subordinate ids."""
-    return as_user(_user_without_ids, _scratch)
+    yield from _at_home(as_user(_user_without_ids, _scratch))
+
+
+def _at_home(kanifold: Kanifold) -> Iterator[Kanifold]:
+    """Yield ``kanifold``, and remove its home with its store, rather than those of all tests at the end."""
+    yield kanifold
+    subprocess.run(["rm", "-rf", str(kanifold.home)], check=False)
 
 
 # -- reading what was built -----------------------------------------------------------------------------------------

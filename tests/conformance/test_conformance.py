@@ -99,7 +99,7 @@ class Builds:
         return self.futures[case.name].result()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def here(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """The registry, web server and repositories that the cases speak of."""
     conftest.needs("skopeo", "git")
@@ -107,7 +107,7 @@ def here(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scratch() -> Iterator[Path]:
     """A directory that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="conformance.") as name:
@@ -115,7 +115,7 @@ def scratch() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_root(here: World, scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
     if os.geteuid() != 0:
         pytest.skip("not root")
@@ -125,7 +125,7 @@ def as_root(here: World, scratch: Path, request: pytest.FixtureRequest) -> Itera
     yield from _builds("root", conftest.Kanifold(home, ordinary_user.me(), command, extra), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_plain_root(here: World, scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
     if os.geteuid() != 0:
         pytest.skip("not root")
@@ -135,7 +135,7 @@ def as_plain_root(here: World, scratch: Path, request: pytest.FixtureRequest) ->
     yield from _builds("plain_root", conftest.Kanifold(home, ordinary_user.me(), command, extra), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_chroot(here: World, scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
     if os.geteuid() != 0:
         pytest.skip("not root")
@@ -145,38 +145,38 @@ def as_chroot(here: World, scratch: Path, request: pytest.FixtureRequest) -> Ite
     yield from _builds(CHROOT, conftest.Kanifold(home, ordinary_user.me(), command, extra), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_answered(
     here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest
 ) -> Iterator[Builds]:
     yield from _builds(ANSWERED, conftest.as_user(_user_without_ids, _scratch), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_plain_user(
     here: World, _user_with_ids: User, _scratch: Path, request: pytest.FixtureRequest
 ) -> Iterator[Builds]:
     yield from _builds("plain_user", conftest.as_user(_user_with_ids, _scratch), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_plain_single(
     here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest
 ) -> Iterator[Builds]:
     yield from _builds("plain_single", conftest.as_user(_user_without_ids, _scratch), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_user(here: World, _user_with_ids: User, _scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
     yield from _builds("user", conftest.as_user(_user_with_ids, _scratch), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_single(here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
     yield from _builds("single", conftest.as_user(_user_without_ids, _scratch), here, request)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def as_without(
     here: World, _user_without_ids: User, _scratch: Path, request: pytest.FixtureRequest
 ) -> Iterator[Builds]:
