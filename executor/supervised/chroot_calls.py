@@ -28,6 +28,11 @@ READING_LINKS: Final = """\
 readlink            89   85    -   85   85   85    -
 readlinkat         267  305   78  332  296  298   78
 """
+CHANGING_MODES: Final = """\
+chmod               90   15    -   15   15   15    -
+fchmodat           268  306   53  333  297  299   53
+"""
+"""By the names of open files: what C libraries make of fchmodat(2) with AT_SYMLINK_NOFOLLOW before Linux 6.6."""
 NAMING: Final = """\
 uname               63  122  160  122  122  122  160
 """
@@ -35,7 +40,14 @@ LIMITING: Final = """\
 prlimit64          302  340  261  369  325  334  261
 """
 NOTIFIED: Final = (
-    OPENING + READING_LINKS + ACCESSING + NAMING + LIMITING + notified_calls.LOOKING + notified_calls.MAKING
+    OPENING
+    + READING_LINKS
+    + ACCESSING
+    + CHANGING_MODES
+    + NAMING
+    + LIMITING
+    + notified_calls.LOOKING
+    + notified_calls.MAKING
 )
 """All that can be sent to the supervisor."""
 

@@ -48,6 +48,7 @@ _NAME_SIZE: Final = 65
 _STREAMS: Final = {b"/dev/stdin": b"self/fd/0", b"/dev/stdout": b"self/fd/1", b"/dev/stderr": b"self/fd/2"}
 _PLACES: Final = (b"/proc/", b"/dev/", b"/sys/")
 _TOPS: Final = (b"/proc", b"/sys")
+_PERMISSIONS: Final = 0o7777
 _PATH_MAX: Final = 4096
 _PAGE: Final = 4096
 _LINKS: Final = 8
@@ -85,6 +86,7 @@ class Supervisor:
                 (OPENING, self._open),
                 (chroot_calls.READING_LINKS, self._read_link),
                 (ACCESSING, self._access),
+                (chroot_calls.CHANGING_MODES, self._change_mode),
                 (chroot_calls.NAMING, self._name),
                 (chroot_calls.LIMITING, self._limit),
                 (notified_calls.LOOKING, self._look),
@@ -214,6 +216,31 @@ class Supervisor:
         finally:
             os.close(fd)
         self._write(call, buffer, data)
+        self._listener.answer(call)
+        return True
+
+    def _change_mode(self, call: SystemCall) -> bool:
+        """Change the mode of a file of the root by the name of a descriptor in /proc, as the caller."""
+        base, (address, mode) = _AT_FDCWD, call.arguments[:2]
+        if call.name == "fchmodat":
+            base, address, mode = call.arguments[0] & _WORD, *call.arguments[1:3]
+        path = self._path(call, base, address)
+        if path is not None and path.startswith(b"/dev/fd/"):
+            path = b"/proc/self" + path[4:]
+        if path is None or not path.startswith(b"/proc/"):
+            return False
+        self._take_ids_of(call)
+        with self._proc.found(call.pid, path[6:].rstrip(b"/")) as node:
+            self._listener.still(call)
+            if not isinstance(node, MagicLink) or node.rest:
+                raise OSError(errno.EPERM, "")
+            fd = os.open(node.name, _PATH, dir_fd=node.at)
+        try:
+            if syscalls.mount_id(fd) != self._own.root:  # it comes from outside
+                raise OSError(errno.EPERM, "")
+            os.chmod(b"self/fd/%d" % fd, mode & _PERMISSIONS, dir_fd=self._outside.proc)
+        finally:
+            os.close(fd)
         self._listener.answer(call)
         return True
 

@@ -76,6 +76,18 @@ def test_a_new_file_is_not_taken_for_one_that_was_removed(chroot_sandbox: Sandbo
     assert done.out.split() == ["plain", "regular", "file"], done.err
 
 
+def test_the_mode_of_an_open_file_is_changed_by_its_name_in_proc(chroot_sandbox: SandboxProcess) -> None:
+    """As C libraries do for fchmodat(2) with AT_SYMLINK_NOFOLLOW, which tar and rsync call."""
+    done = chroot_sandbox.run(
+        "mkdir /d; touch /f; exec 3</d 4</f; ls /proc/self/fd >/ls;"
+        "chmod 2775 /proc/self/fd/3; chmod 4711 /dev/fd/4; stat -c %a /d /f;"
+        "exec 5</proc/version; ls /proc/self/fd >/ls; chmod 777 /proc/self/fd/5"
+    )
+    assert done.out.split() == ["2775", "4711"], done.err
+    assert done.ended.code == 1
+    assert "Operation not permitted" in done.err
+
+
 def test_a_cache_outlives_the_process_that_should_move_it_back(_busybox: None) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
