@@ -19,6 +19,7 @@ from platforms import syscalls
 from platforms.paths import below
 
 _NOTE: Final = ".moved"
+_FOUND: Final = ".found"
 
 
 def note(home: str, place: str) -> None:
@@ -43,18 +44,30 @@ def bring_back(home: str) -> None:
             number, _, place = file.read().partition(b" ")
     except FileNotFoundError:
         return
+    found = home + _FOUND
     if not os.path.lexists(home):
-        above, _, name = os.fsdecode(place).rpartition("/")
         with contextlib.suppress(OSError, ValueError):  # it is lost
-            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-            parent = syscalls.openat2(syscalls.AT_FDCWD, above, flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
-            try:
-                status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode) and status.st_ino == int(number):
-                    os.rename(name, home, src_dir_fd=parent)
-            finally:
-                os.close(parent)
+            if not os.path.lexists(found):
+                _fetch(os.fsdecode(place), int(number), found)
+            os.rename(found, home)
     forget(home)
+
+
+def _fetch(place: str, number: int, found: str) -> None:
+    """Move the directory with an inode ``number`` from ``place`` to ``found``. Raises OSError.
+
+    It is looked at again where no process of a step that is still there can have exchanged it.
+    """
+    above, _, name = place.rpartition("/")
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    parent = syscalls.openat2(syscalls.AT_FDCWD, above, flags, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+    try:
+        if _is(os.stat(name, dir_fd=parent, follow_symlinks=False), number):
+            os.rename(name, found, src_dir_fd=parent)
+            if not _is(os.lstat(found), number):
+                os.rename(found, name, dst_dir_fd=parent)
+    finally:
+        os.close(parent)
 
 
 def bring_back_unused(home: str) -> bool:
@@ -81,6 +94,11 @@ def bring_back_all(root: str) -> frozenset[str]:
                 if place.startswith(temporary + "/"):
                     used.add(place.removeprefix(temporary + "/").partition("/")[0])
     return frozenset(used)
+
+
+def _is(status: os.stat_result, number: int) -> bool:
+    """Whether ``status`` is that of the directory with an inode ``number``."""
+    return stat.S_ISDIR(status.st_mode) and status.st_ino == number
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -47,12 +48,12 @@ class _Removal:
     def run(self, threads: int) -> None:
         while directories := self._sweep(self._top)[0]:
             # With few directories, as on most levels, a thread costs more than it saves.
-            others = [
-                threading.Thread(target=self._empty_all, args=(directories,), name="remove", daemon=True)
-                for _ in range(1, min(threads, len(directories) // _EACH_THREAD))
-            ]
-            for each in others:
-                each.start()
+            others: list[threading.Thread] = []
+            with contextlib.suppress(RuntimeError):  # there may be a limit of threads
+                for _ in range(1, min(threads, len(directories) // _EACH_THREAD)):
+                    other = threading.Thread(target=self._empty_all, args=(directories,), name="remove", daemon=True)
+                    other.start()
+                    others.append(other)
             self._empty_all(directories)
             for each in others:
                 each.join()

@@ -73,3 +73,38 @@ def test_nothing_else_is_taken_for_it(store: Store, tmp_path: Path, left: str) -
     moved_directories.bring_back_all(store.root)
     assert not home.exists()
     assert not Path(f"{home}.moved").exists()
+
+
+def test_what_is_exchanged_while_it_is_looked_at_is_not_taken_for_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, place = moved(store)
+    look = os.stat
+
+    def exchanged(path: str, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        status = look(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+        if path == place.name and not place.is_symlink():
+            place.rename(tmp_path / "elsewhere")
+            place.symlink_to(tmp_path)
+        return status
+
+    monkeypatch.setattr(os, "stat", exchanged)
+    moved_directories.bring_back(str(home))
+    assert not os.path.lexists(home)
+    assert place.is_symlink()
+
+
+def test_a_kill_on_its_way_loses_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, _ = moved(store)
+    move = os.rename
+
+    def killed(source: str, target: str, **directories: int) -> None:
+        if target == str(home):
+            raise KeyboardInterrupt
+        move(source, target, **directories)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "rename", killed)
+        moved_directories.bring_back(str(home))
+    moved_directories.bring_back(str(home))
+    assert (home / "kept").read_text() == "kept"

@@ -176,3 +176,15 @@ def test_usage_counts_blocks_and_hard_links_once(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     assert disk_usage(str(tree)) - one < 10_000
     assert disk_usage(str(tmp_path / "none")) == 0
+
+
+def test_a_limit_of_threads_makes_removal_slower_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(100):
+        (tmp_path / "tree" / str(number)).mkdir(parents=True)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    remove_tree(str(tmp_path / "tree"), threads=2)
+    assert not (tmp_path / "tree").exists()
