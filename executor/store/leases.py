@@ -45,6 +45,20 @@ def flocked(path: str, *, exclusive: bool) -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def flocked_if_free(fd: int) -> Iterator[bool]:
+    """Hold flock(2) on ``fd`` alone, and close it in the end; yields False if it is locked already."""
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
 def _flock(fd: int, kind: int, path: str) -> None:
     if debug.on:
         try:

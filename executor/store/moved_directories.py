@@ -8,13 +8,11 @@ is removed that killed processes have left. Whoever moves it holds a lock (flock
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
+from executor.store.leases import flocked_if_free
 from platforms import syscalls
 from platforms.paths import below
 
@@ -40,15 +38,14 @@ def bring_back(home: str) -> None:
     A step may have changed everything there: no link is followed, and another directory is not taken for it.
     """
     try:
-        with open(home + _NOTE, "rb") as file:
-            number, _, place = file.read().partition(b" ")
+        number, place = _noted(home)
     except FileNotFoundError:
         return
     found = home + _FOUND
     if not os.path.lexists(home):
         with contextlib.suppress(OSError, ValueError):  # it is lost
             if not os.path.lexists(found):
-                _fetch(os.fsdecode(place), int(number), found)
+                _fetch(place, int(number), found)
             os.rename(found, home)
     forget(home)
 
@@ -74,7 +71,8 @@ def bring_back_unused(home: str) -> bool:
     """As ``bring_back``, unless the directory is in use; return whether it is not. Raises OSError."""
     if not os.path.lexists(home + _NOTE):
         return True
-    with _held(os.path.dirname(home)) as free:
+    fd = os.open(os.path.dirname(home), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with flocked_if_free(fd) as free:
         if free:
             bring_back(home)
         return free
@@ -89,28 +87,19 @@ def bring_back_all(root: str) -> frozenset[str]:
         home = below(cache, name, "fs")
         with contextlib.suppress(OSError):
             if os.path.lexists(home + _NOTE) and not bring_back_unused(home):
-                with open(home + _NOTE, "rb") as file:
-                    place = os.fsdecode(file.read().partition(b" ")[2])
+                place = _noted(home)[1]
                 if place.startswith(temporary + "/"):
                     used.add(place.removeprefix(temporary + "/").partition("/")[0])
     return frozenset(used)
 
 
+def _noted(home: str) -> tuple[bytes, str]:
+    """Return the inode number, in digits, and the place of the note of ``home``. Raises OSError."""
+    with open(home + _NOTE, "rb") as file:
+        number, _, place = file.read().partition(b" ")
+    return number, os.fsdecode(place)
+
+
 def _is(status: os.stat_result, number: int) -> bool:
     """Whether ``status`` is that of the directory with an inode ``number``."""
     return stat.S_ISDIR(status.st_mode) and status.st_ino == number
-
-
-@contextmanager
-def _held(directory: str) -> Iterator[bool]:
-    """Lock ``directory`` for the length of the block; yields False if another process has locked it."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)

@@ -8,7 +8,6 @@ the lock is released; they are deleted after.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -18,7 +17,7 @@ from msgspec.structs import replace
 
 from executor.store import cache_records, cachemounts, leases, moved_directories, snapshots
 from executor.store.faults import translated
-from executor.store.leases import flocked, lease_lock
+from executor.store.leases import flocked, flocked_if_free, lease_lock
 from executor.store.ownership import is_plain
 from executor.store.removal import disk_usage, remove_tree
 from executor.store.store import release_reserve, reserve_space
@@ -392,15 +391,8 @@ def _try_flock(path: str) -> Iterator[bool]:
     except FileNotFoundError:
         yield False
         return
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+    with flocked_if_free(fd) as free:
+        yield free
 
 
 def _move(store: Store, orphan: _Orphan, place: str) -> bool:
