@@ -6,7 +6,6 @@ import io
 import signal
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -232,9 +231,7 @@ def test_waiting_for_stdin_can_be_interrupted(kanifold: Kanifold) -> None:
     assert process.stderr is not None
     assert "building" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
     assert process.wait(10) == 130
-    assert time.monotonic() - began < 2
     process.communicate()
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,10 +63,8 @@ def test_all_of_it_ends_with_the_build(one: Kanifold, busybox: Base, context: Co
     folder = context({"Dockerfile": f"FROM {busybox.ref}\nRUN echo begun; sleep 1000\n"})
     with one.start("build", folder, "--platform", THREE, "--progress", "plain") as process:
         [executors] = begun(process, 3)
-        asked = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
-        assert time.monotonic() - asked < 2
     assert not Path(f"/proc/{executors}").exists()
     assert [path for path in (one.root / "tmp").iterdir() if path.name != "partial"] == []
 

@@ -8,7 +8,6 @@ import select
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -82,10 +81,8 @@ def test_that_it_dies_is_an_error(waiting: Waiting) -> None:
 
 def test_it_ends_with_the_build_whatever_it_waits_for(waiting: Waiting) -> None:
     process, asking = waiting
-    began = time.monotonic()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
-    assert time.monotonic() - began < 2
     assert not Path(f"/proc/{asking}").exists()
 
 
