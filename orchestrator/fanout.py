@@ -166,17 +166,24 @@ class _Work(msgspec.Struct, frozen=True):
         return outcome
 
     async def _attempts(self) -> PlatformResult | PlatformFailure:
-        """Do the job, again and elsewhere if its node fails."""
-        attempt, left = self.first, self.build.request.retry
+        """Do the job, elsewhere if its node fails, and there again if a cluster takes its Pod away."""
+        attempt, most = self.first, self.build.request.retry
+        failed = disrupted = 0
         while True:
             try:
                 return await attempt.do()
             except KanifoldError as error:
-                following = self._following(attempt, error) if left else None
+                following = None
+                if attempt.retry(error) == "again" and disrupted < most:
+                    disrupted += 1
+                    following = replace(attempt, heard=[])
+                elif failed < most:
+                    failed += 1
+                    following = self._following(attempt, error)
                 if following is None:
                     return PlatformFailure(attempt.placement, error)
                 self._moved(attempt.placement, following.placement, error)
-                attempt, left = following, left - 1
+                attempt = following
 
     def _following(self, attempt: _Attempt, error: KanifoldError) -> _Attempt | None:
         """Return the attempt after ``attempt``, which has failed with ``error``; None if no other one can succeed.

@@ -22,6 +22,7 @@ on a terminal. ``KanifoldError`` carries it; the subclass determines the exit co
         ├── AuditError           an image contains binaries of another architecture
         ├── StoreError           the local store cannot be read or written (a full disk, say)
         ├── OutOfMemory          a process of kanifold could have no more memory
+        ├── PodDisrupted         a cluster has taken an executor's Pod away
         └── ProtocolError        the other end violated the executor protocol
             └── ConnectionLost   the other end ended, or fell silent, in the middle
 
@@ -37,8 +38,9 @@ import msgspec
 
 from platforms.decoding import Int64
 
-Retry = Literal["never", "elsewhere", "anywhere"]
-"""Where a job that has failed may succeed: nowhere; on another node; there, and on the same one after all."""
+Retry = Literal["never", "elsewhere", "anywhere", "again"]
+"""Where a job that has failed may succeed: nowhere; on another node; there, and on the same one after all; on the same
+one, and only then on others."""
 
 
 class Location(msgspec.Struct, frozen=True):
@@ -215,6 +217,12 @@ class OutOfMemory(BuildError):
     """A process of kanifold could have no more memory."""
 
     retry: ClassVar[Retry] = "elsewhere"
+
+
+class PodDisrupted(BuildError):
+    """A cluster has taken an executor's Pod away: evicted, preempted or deleted it. The next one goes where room is."""
+
+    retry: ClassVar[Retry] = "again"
 
 
 class ProtocolError(BuildError):

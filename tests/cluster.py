@@ -675,6 +675,7 @@ def running() -> Iterator[Cluster]:
     """A cluster of this process's own. Raises ``UnavailableError``."""
     check()
     with tempfile.TemporaryDirectory(prefix="kanifold-cluster.", ignore_cleanup_errors=True) as scratch:
+        os.chmod(scratch, 0o711)  # the root of a Pod with a user namespace is below it
         made = Cluster(Path(scratch) / "cluster")  # a socket's path has 107 bytes at most
         try:
             made.up(tied=True)

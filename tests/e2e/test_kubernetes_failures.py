@@ -71,7 +71,7 @@ def test_an_evicted_pod_is_replaced(farm: Farm, gate: Gate) -> None:
         gate.open()
         status, said = ended(process)
     assert status == 0, said
-    assert "built again on farm/amd64" in said
+    assert "linux/amd64 is built again on farm/amd64" in said
     assert "evict" in said.lower()
     farm.assert_nothing_is_left()
 

@@ -80,7 +80,7 @@ def test_the_first_section_ends_with_a_published_image(reading: Reading, read: R
     assert built.split()[0] in shown
     for each in ("linux/amd64", "linux/arm64"):
         assert f"Hello from {each}" in read(f"{reading.cluster.registry}/hello:1", each).text("srv/index.txt")
-    assert reading.cluster.get("jobs,pods", "-n", NAMESPACE)["items"] == []
+    until(lambda: not reading.cluster.get("jobs,pods", "-n", NAMESPACE)["items"], 30, "Jobs and Pods are deleted")
 
 
 def test_a_build_is_run_in_the_cluster(reading: Reading, orchestrator_image: str, read: Reader) -> None:

@@ -27,7 +27,7 @@ from orchestrator.outputs import OciLayout
 from orchestrator.request import BuildRequest
 from orchestrator.view import events, open_display
 from platforms import emulation, errors, host
-from platforms.errors import BuildError, ConnectionLost, KanifoldError
+from platforms.errors import BuildError, ConnectionLost, KanifoldError, PodDisrupted
 from platforms.parsing import parse
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="executors run on Linux")
@@ -221,6 +221,16 @@ def test_a_job_is_tried_again_as_often_as_is_asked(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pod_that_was_taken_away_is_replaced_before_the_job_moves(
+    request_: BuildRequest, tmp_path: Path, marks: tuple[Marked, Marked]
+) -> None:
+    (tmp_path / "context" / "Dockerfile").write_text("FROM scratch\n")
+    taken = named("first", liar("fails", marks[0], PodDisrupted.__name__))
+    seen: list[events.Event] = []
+    build_on(request_, (taken, named("second", liar("honest", marks[1]))), seen)
+    assert [(each.old, each.node) for each in moves(seen)] == [("first", "first"), ("first", "second")]
+
+
 def kinds() -> list[type[KanifoldError]]:
     found, waiting = [], [KanifoldError]
     while waiting:
@@ -243,14 +253,14 @@ def test_the_kind_of_an_error_says_whether_the_job_moves(
         assert moves(seen) == []
     else:
         build_on(request_, nodes, seen)
-        assert len(moves(seen)) == 1
+        assert moves(seen)[-1].node == "second"
 
 
 def test_errors_of_a_build_and_errors_of_a_machine() -> None:
     machine = {each.__name__ for each in kinds() if each.retry != "never"}
     assert machine == {
-        "ConnectionLost", "EnvironmentUnfit", "Interrupted", "NotBootstrapped", "OutOfMemory", "ProtocolError",
-        "RegistryUnreachable", "StepStarved", "StoreError",
+        "ConnectionLost", "EnvironmentUnfit", "Interrupted", "NotBootstrapped", "OutOfMemory", "PodDisrupted",
+        "ProtocolError", "RegistryUnreachable", "StepStarved", "StoreError",
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.nodes.kubernetes import pod_states
 from orchestrator.nodes.kubernetes.pod_states import ClusterEvent, Pod
-from platforms.errors import ConnectionLost, EnvironmentUnfit, KanifoldError, OutOfMemory
+from platforms.errors import ConnectionLost, EnvironmentUnfit, KanifoldError, OutOfMemory, PodDisrupted
 
 
 def pod(node: str = "", state: dict[str, Any] | None = None, **status: Any) -> Pod:
@@ -140,24 +140,24 @@ def test_what_may_yet_start(found: Pod | None) -> None:
 @pytest.mark.parametrize(
     ("found", "events", "kind", "why"),
     [
-        (None, (), ConnectionLost, "its Pod was deleted"),
+        (None, (), PodDisrupted, "its Pod was deleted"),
         (pod("n", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), (), OutOfMemory, "OOMKilled"),
         (
             pod("n1", phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
             (),
-            ConnectionLost,
+            PodDisrupted,
             "evicted from n1: The node was low on resource: memory.",
         ),
         (
             pod("n", conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}]),
             (),
-            ConnectionLost,
+            PodDisrupted,
             "it was preempted by a Pod of a higher priority",
         ),
         (
             pod("n", conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]),
             (),
-            ConnectionLost,
+            PodDisrupted,
             "it was evicted: its node is drained, or somebody asked for it",
         ),
         (None, (event("DeadlineExceeded"),), EnvironmentUnfit, "its Job has reached activeDeadlineSeconds"),

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from orchestrator.nodes.kubernetes.job_manifest import CONTAINER
-from platforms.errors import ConnectionLost, EnvironmentUnfit, KanifoldError, OutOfMemory, printable
+from platforms.errors import ConnectionLost, EnvironmentUnfit, KanifoldError, OutOfMemory, PodDisrupted, printable
 
 
 class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
@@ -330,12 +330,12 @@ def end(pod: Pod | None, events: Sequence[ClusterEvent], node: str) -> KanifoldE
     if killed is not None and killed.reason == "DeadlineExceeded":
         return EnvironmentUnfit(what, why="its Job has reached activeDeadlineSeconds", remedy="raise deadline= there")
     if pod is None:
-        return ConnectionLost(what, why="its Pod was deleted", remedy="see kubectl get events")
+        return PodDisrupted(what, why="its Pod was deleted", remedy="see kubectl get events")
     terminated = pod.container.terminated
     if terminated is not None and terminated.reason == "OOMKilled":
         return OutOfMemory(f"the executor on node {node} ran out of memory", why="OOMKilled", remedy=memory)
     if pod.status.reason == "Evicted":
-        return ConnectionLost(
+        return PodDisrupted(
             what, why=f"evicted from {printable(pod.spec.node_name, 80)}: {printable(pod.status.message, 500)}"
         )
     if pod.status.reason == "DeadlineExceeded":
@@ -343,13 +343,13 @@ def end(pod: Pod | None, events: Sequence[ClusterEvent], node: str) -> KanifoldE
     disrupted = pod.condition("DisruptionTarget")
     if disrupted is not None and disrupted.status == "True":
         why = _DISRUPTIONS.get(disrupted.reason) or printable(disrupted.reason, 80)
-        return ConnectionLost(what, why=f"{why} ({printable(disrupted.message, 300)})" if disrupted.message else why)
+        return PodDisrupted(what, why=f"{why} ({printable(disrupted.message, 300)})" if disrupted.message else why)
     if killed is not None:
-        return ConnectionLost(what, why=_DISRUPTIONS["PreemptionByScheduler"])
+        return PodDisrupted(what, why=_DISRUPTIONS["PreemptionByScheduler"])
     if terminated is not None:
         said = printable(terminated.message, 500)
         why = f"the container ended with exit status {terminated.exit_code}" + (f": {said}" if said else "")
         return ConnectionLost(what, why=why)
     if pod.metadata.deletion_timestamp is not None:
-        return ConnectionLost(what, why="its Pod was deleted", remedy="see kubectl get events")
+        return PodDisrupted(what, why="its Pod was deleted", remedy="see kubectl get events")
     return ConnectionLost(what, why=printable(pod.status.message or pod.status.reason or pod.status.phase, 500))
