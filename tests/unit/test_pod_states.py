@@ -78,6 +78,17 @@ def test_why_no_node_fits(message: str, words: str) -> None:
             (event("FailedCreate", "pods are forbidden: status unknown for quota: few, resources: pods", "Warning"),),
             "waiting for the quota: few, resources: pods",
         ),
+        (
+            None,
+            (
+                event(
+                    "FailedCreate",
+                    'Error creating: Operation cannot be fulfilled on resourcequotas "few": '
+                    "the object has been modified; please apply your changes to the latest version and try again",
+                ),
+            ),
+            "waiting for the quota: few",
+        ),
         (pod(), (), "waiting for a node with arm64"),
         (pod("n1"), (), "starting on node n1"),
         (pod("n1", {"waiting": {"reason": "ContainerCreating"}}), (event("Pulling"),), "pulling the image on node n1"),
@@ -128,6 +139,22 @@ def test_what_will_not_pass(found: Pod | None, events: tuple[ClusterEvent, ...],
     assert what in failure.error.problem.what
     assert why in failure.error.problem.why
     assert failure.error.problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("message", "lasting"),
+    [
+        ('Error creating: pods "x" is forbidden: violates PodSecurity "restricted"', True),
+        ('Error creating: Pod "x" is invalid: spec.containers[0].image: Required value', True),
+        ('Error creating: admission webhook "policy.example.com" denied the request: no', True),
+        ("Error creating: etcdserver: request timed out", False),
+        ('Error creating: Internal error occurred: failed calling webhook "policy.example.com": EOF', False),
+    ],
+)
+def test_a_refusal_that_may_pass_is_waited_for(message: str, lasting: bool) -> None:
+    failure = pod_states.start_failure(None, (event("FailedCreate", message),), "farm/arm64")
+    assert failure is not None
+    assert (failure.patience < 10) is lasting
 
 
 @pytest.mark.parametrize(

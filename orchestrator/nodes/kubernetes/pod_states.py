@@ -166,6 +166,10 @@ _AVAILABLE: Final = re.compile(r"(\d+)/(\d+) nodes are available: ?(.*)", re.DOT
 _TAINT: Final = re.compile(r"node\(s\) had untolerated taint\(?s?\)? ?\{([^}]*)\}")
 _EXCEEDED: Final = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
 _QUOTA: Final = re.compile(r"(?:exceeded|status unknown for) quota: ?(.*)", re.DOTALL)
+_RACED: Final = re.compile(r"cannot be fulfilled on resourcequotas \"([^\"\s]+)\"")
+"""Others have taken places of a quota at the same moment, more often than the API server tries again."""
+_LASTING: Final = re.compile(r" is forbidden: | is invalid: |denied the request")
+"""What is refused for what it is, and not because something is away for a moment."""
 _REASONS: Final = (
     (
         re.compile(r"node\(s\) didn't match Pod's node affinity/selector"),
@@ -255,7 +259,7 @@ def quota_words(message: str) -> str:
     message = message[:_MESSAGE]
     found = _EXCEEDED.search(message)
     if found is None:
-        other = _QUOTA.search(message)
+        other = _RACED.search(message) or _QUOTA.search(message)
         return "" if other is None else f"waiting for the quota: {printable(other[1])}"
     requested, used, limited = (dict(_amounts(each)) for each in found.groups()[1:])
     counts = (
@@ -316,7 +320,8 @@ def _refused(message: str, node: str) -> StartFailure:
     remedy = "see what the namespace allows: kubectl describe job, kubectl get events"
     if "PodSecurity" in message:
         remedy = "choose a profile that the namespace allows: profile=baseline or profile=restricted in the address"
-    return StartFailure(EnvironmentUnfit(f"node {node}: the namespace refuses the Pod", why=text, remedy=remedy), 1.0)
+    error = EnvironmentUnfit(f"node {node}: the namespace refuses the Pod", why=text, remedy=remedy)
+    return StartFailure(error, 1.0 if _LASTING.search(message[:_MESSAGE]) else 60.0)
 
 
 Kind = Literal["lost", "memory"]
