@@ -20,12 +20,14 @@ fchdir             81  50
 fchmodat          268  53
 fchownat          260  54
 fcntl              72  25
+getxattr          191   8
 inotify_add_watch 254  27
 io_uring_setup    425 425
 kcmp              312 272
 kill               62 129
 linkat            265  37
 execve             59 221
+listxattr         194  11
 mknodat           259  33
 mmap                9 222
 mount             165  40
@@ -44,6 +46,7 @@ process_vm_readv  310 270
 process_vm_writev 311 271
 ptrace            101 117
 readlinkat        267  78
+removexattr       197  14
 renameat2         316 276
 rt_sigqueueinfo   129 138
 sched_setaffinity 203 122

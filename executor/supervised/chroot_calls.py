@@ -28,11 +28,31 @@ READING_LINKS: Final = """\
 readlink            89   85    -   85   85   85    -
 readlinkat         267  305   78  332  296  298   78
 """
-CHANGING_MODES: Final = """\
+PERMITTING: Final = """\
 chmod               90   15    -   15   15   15    -
 fchmodat           268  306   53  333  297  299   53
 """
-"""By the names of open files: what C libraries make of fchmodat(2) with AT_SYMLINK_NOFOLLOW before Linux 6.6."""
+"""What C libraries make of fchmodat(2) with AT_SYMLINK_NOFOLLOW before Linux 6.6, by names of open files."""
+OWNING: Final = """\
+chown               92  182    -  182  181  212    -
+fchownat           260  298   54  325  289  291   54
+chown32              -  212    -  212    -    -    -
+"""
+TRUNCATING: Final = """\
+truncate            76   92   45   92   92   92   45
+truncate64           -  193    -  193    -    -    -
+"""
+MARKING: Final = """\
+setxattr           188  226    5  226  209  224    5
+getxattr           191  229    8  229  212  227    8
+listxattr          194  232   11  232  215  230   11
+removexattr        197  235   14  235  218  233   14
+"""
+LINKING: Final = """\
+linkat             265  303   37  330  294  296   37
+"""
+ON_OPEN_FILES: Final = PERMITTING + OWNING + TRUNCATING + MARKING + LINKING
+"""Calls that follow links to a file. (Those that set times are not among them: programs make too many.)"""
 NAMING: Final = """\
 uname               63  122  160  122  122  122  160
 """
@@ -43,7 +63,7 @@ NOTIFIED: Final = (
     OPENING
     + READING_LINKS
     + ACCESSING
-    + CHANGING_MODES
+    + ON_OPEN_FILES
     + NAMING
     + LIMITING
     + notified_calls.LOOKING
@@ -94,6 +114,7 @@ socketcall           -  102    -    -  102  102    -
 """
 
 _KIND: Final = 0xF000  # S_IFMT
+_AT_SYMLINK_FOLLOW: Final = 0x400
 _AT_FLAGS: Final = {"statx": 2, "newfstatat": 3, "fstatat64": 3}
 """Where the flags of the calls are."""
 
@@ -156,6 +177,11 @@ def _notified(name: str, secrets: bool) -> tuple[Line, ...]:
         mode: Line = (LD, 0, 0, seccomp.argument(2 if name == "mknodat" else 1))
         device = ((AND, 0, 0, _KIND), (JEQ, 1, 0, stat.S_IFCHR), (JEQ, 0, 1, stat.S_IFBLK))
         return (mode, *device, *NOTIFY, *ALLOW)
+    if name == "fchownat":
+        native = syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_EMPTY_PATH
+        return ((LD, 0, 0, seccomp.argument(4)), (JSET, 0, 1, native), *ALLOW, *NOTIFY)
+    if name == "linkat":
+        return ((LD, 0, 0, seccomp.argument(4)), (JSET, 1, 0, _AT_SYMLINK_FOLLOW), *ALLOW, *NOTIFY)
     if name == "prlimit64":
         return ((LD, 0, 0, seccomp.argument(0)), (JEQ, 0, 1, 0), *ALLOW, *NOTIFY)
     return NOTIFY

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from executor.sandbox import status as layouts
-from executor.supervised import permissions
+from executor.supervised import call_arguments, permissions
 from executor.supervised.file_view import AT_FDCWD, FoundFile, failure
 from platforms import syscalls
 
@@ -30,8 +30,6 @@ _LOOKING: Final = _STATX_SYNC | _NOFOLLOW | _EMPTY | syscalls.AT_NO_AUTOMOUNT
 _AT_EACCESS: Final = 0x200
 _UTIME_NOW: Final = (1 << 30) - 1
 _UTIME_OMIT: Final = (1 << 30) - 2
-_SHORT: Final = ("i386", "arm")
-"""Architectures with words of 32 bits, and calls that take ids of 16."""
 _CAPABILITY: Final = b"security.capability"
 _ATTRIBUTES: Final = (b"user.", b"system.posix_acl_")
 _LARGEST: Final = 1 << 16
@@ -157,7 +155,7 @@ class MetadataCalls:
         finally:
             os.close(found.fd)
         wide = call.name == "statfs64"
-        if call.architecture in _SHORT:
+        if call.architecture in call_arguments.SHORT:
             layout = _STATFS_WIDE if wide else _STATFS_SHORT
             try:
                 data = layout.pack(*_STATFS.unpack(data))
@@ -213,8 +211,7 @@ class MetadataCalls:
             case _:
                 address, uid, gid = call.arguments[:3]
                 found = self._find(call, process, AT_FDCWD, address, _NOFOLLOW if name == "lchown" else 0)
-        short = call.architecture in _SHORT and call.name in ("chown", "lchown", "fchown")
-        owner = _id(uid, 16 if short else 32), _id(gid, 16 if short else 32)
+        owner = call_arguments.owners(call, uid, gid)
         try:
             if found.readonly:
                 raise failure(errno.EROFS)
@@ -246,7 +243,7 @@ class MetadataCalls:
                 base, address, buffer, flags = call.arguments[:4]
         if not address and name != "utime":
             flags |= _EMPTY
-        times = self._times(call, buffer) if buffer else None
+        times = call_arguments.times(call, buffer, self.listener.read) if buffer else None
         found = self._find(call, process, base, address, flags)
         try:
             if found.readonly:
@@ -261,25 +258,6 @@ class MetadataCalls:
         finally:
             os.close(found.fd)
         return 0
-
-    def _times(self, call: SystemCall, buffer: int) -> bytes:
-        """Return the struct timespec of access and modification that a call has at ``buffer``."""
-        short = call.architecture in _SHORT and call.name != "utimensat_time64"
-        kind = "2i" if short else "2q"
-        if call.name == "utime":
-            accessed, modified = struct.unpack(
-                f"={kind}", self.listener.read(call, buffer, struct.calcsize(f"={kind}"))
-            )
-            return struct.pack("=4q", accessed, 0, modified, 0)
-        pair = struct.Struct(f"={kind}")
-        (one, part), (two, other) = (
-            pair.unpack(self.listener.read(call, buffer + index * pair.size, pair.size)) for index in range(2)
-        )
-        if not call.name.startswith("utimensat"):
-            if not (0 <= part < 1_000_000 and 0 <= other < 1_000_000):
-                raise failure(errno.EINVAL)
-            part, other = part * 1000, other * 1000
-        return struct.pack("=4q", one, part, two, other)
 
     # -- extended attributes -------------------------------------------------------------------------------------------
 
@@ -390,8 +368,3 @@ class MetadataCalls:
         finally:
             os.close(found.fd)
         return 0
-
-
-def _id(value: int, bits: int) -> int:
-    value &= (1 << bits) - 1
-    return -1 if value == (1 << bits) - 1 else value

@@ -30,10 +30,11 @@ from executor.sandbox.step_process import TRACED, RefusedError
 from executor.sandbox.zygote import StepOutcome
 from executor.snapshotter.rootfs import Directory
 from executor.supervised import chroot_step, step_files, step_tracer
+from executor.supervised.callers import Outside
 from executor.supervised.placements import PlacedFiles
 from executor.supervised.proc_files import ProcFiles
 from executor.supervised.step_children import NUMBER, StepChildren
-from executor.supervised.supervisor import Outside, Supervisor
+from executor.supervised.supervisor import Supervisor
 from platforms import child_processes, debug, syscalls
 from platforms.descriptors import keep_only, receive_fds
 

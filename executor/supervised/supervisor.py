@@ -19,15 +19,15 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from executor.sandbox import notified_calls, seccomp, status
 from executor.sandbox.listener import Listener, SystemCall
 from executor.snapshotter.apply import HARMLESS
 from executor.snapshotter.records import DeviceNumber
 from executor.supervised import chroot_calls, proc_files
 from executor.supervised.answered_calls import ACCESSING, OPENING
+from executor.supervised.callers import AT_FDCWD, PLACES, Callers, Outside
 from executor.supervised.directories import DirectoryLists
+from executor.supervised.open_file_calls import OpenFileCalls
 from executor.supervised.proc_files import File, MadeUp, MagicLink, ProcFiles, ProcLink
 from executor.supervised.signals import StepSignals
 from platforms import syscalls
@@ -39,30 +39,16 @@ if TYPE_CHECKING:
     from executor.supervised.step_files import Answered
 
 _WORD: Final = (1 << 32) - 1
-_AT_FDCWD: Final = syscalls.AT_FDCWD & _WORD
 _AT_SYMLINK_NOFOLLOW: Final = syscalls.AT_SYMLINK_NOFOLLOW
 _PATH: Final = os.O_PATH | os.O_CLOEXEC
 _OPEN_HOW: Final = struct.Struct("=QQQ")  # flags, mode, resolve
 _NAME_SIZE: Final = 65
 """Bytes of each member of ``struct utsname`` (uname(2))."""
 _STREAMS: Final = {b"/dev/stdin": b"self/fd/0", b"/dev/stdout": b"self/fd/1", b"/dev/stderr": b"self/fd/2"}
-_PLACES: Final = (b"/proc/", b"/dev/", b"/sys/")
-_TOPS: Final = (b"/proc", b"/sys")
-_PERMISSIONS: Final = 0o7777
-_PATH_MAX: Final = 4096
-_PAGE: Final = 4096
 _LINKS: Final = 8
 """How many links in /proc are followed."""
 _CREATING: Final = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
 _TIOCGPTN: Final = 0x40045430 if os.uname().machine == "ppc64le" else 0x80045430
-
-
-class Outside(msgspec.Struct, frozen=True):
-    """Descriptors of directories outside of the step's root."""
-
-    proc: int
-    dev: int
-    sys: int
 
 
 class Supervisor:
@@ -75,18 +61,17 @@ class Supervisor:
         self._outside = outside
         self._proc = proc
         self._own = proc_files.own_mounts()
+        self._callers = Callers(self._listener, outside)
         self._signals = StepSignals(proc)
         self._answered = answered
         self._lists = DirectoryLists(answered.proc)
         self._hostname = hostname
-        self._ids = (0, 0)
         self._handlers: dict[str, Callable[[SystemCall], bool]] = {
             name: handler
             for rows, handler in (
                 (OPENING, self._open),
                 (chroot_calls.READING_LINKS, self._read_link),
                 (ACCESSING, self._access),
-                (chroot_calls.CHANGING_MODES, self._change_mode),
                 (chroot_calls.NAMING, self._name),
                 (chroot_calls.LIMITING, self._limit),
                 (notified_calls.LOOKING, self._look),
@@ -96,6 +81,7 @@ class Supervisor:
             )
             for name in (row.split()[0] for row in rows.splitlines())
         }
+        self._handlers |= OpenFileCalls(self._listener, self._callers, proc, self._own).handlers
 
     def run(self, children: StepChildren) -> None:
         """Serve calls, and reap ``children``, until no process of the step is left."""
@@ -120,7 +106,7 @@ class Supervisor:
         except (ValueError, OverflowError, struct.error):  # a number that does not fit
             self._listener.answer(call, error=errno.EINVAL)
         finally:
-            self._take_ids(0, 0)
+            self._callers.take_own_ids()
 
     # -- handlers: return True if the call was answered, False to leave it to the kernel; raise OSError for its errno --
 
@@ -128,20 +114,20 @@ class Supervisor:
         arguments = call.arguments
         match call.name:
             case "open":
-                base, address, flags = _AT_FDCWD, arguments[0], arguments[1]
+                base, address, flags = AT_FDCWD, arguments[0], arguments[1]
             case "creat":
-                base, address, flags = _AT_FDCWD, arguments[0], _CREATING
+                base, address, flags = AT_FDCWD, arguments[0], _CREATING
             case "openat":
                 base, address, flags = arguments[0] & _WORD, arguments[1], arguments[2]
             case _:
                 base, address = arguments[0] & _WORD, arguments[1]
-                flags, _, resolve = _OPEN_HOW.unpack(self._read(call, arguments[2], _OPEN_HOW.size))
+                flags, _, resolve = _OPEN_HOW.unpack(self._callers.read(call, arguments[2], _OPEN_HOW.size))
                 if flags & os.O_PATH or resolve:
                     return False
-        path = self._path(call, base, address)
+        path = self._callers.path(call, base, address)
         if path is None:
             return False
-        known = path if path.startswith(_PLACES) else self._linked(path, follow=not flags & os.O_NOFOLLOW)
+        known = path if path.startswith(PLACES) else self._linked(path, follow=not flags & os.O_NOFOLLOW)
         if known is None:
             return False
         fd = self._opened(call, known, flags & _WORD)
@@ -155,11 +141,11 @@ class Supervisor:
 
     def _read_link(self, call: SystemCall) -> bool:
         arguments = call.arguments
-        base, (address, buffer, size) = _AT_FDCWD, arguments[:3]
+        base, (address, buffer, size) = AT_FDCWD, arguments[:3]
         if call.name == "readlinkat":
             base, address, buffer, size = arguments[0] & _WORD, *arguments[1:4]
-        path = self._path(call, base, address)
-        if path is None or not path.startswith(_PLACES):
+        path = self._callers.path(call, base, address)
+        if path is None or not path.startswith(PLACES):
             return False
         text = self._text(call, path)
         if text is None:
@@ -167,23 +153,23 @@ class Supervisor:
         size &= _WORD
         if not 0 < size < 1 << 31:
             raise OSError(errno.EINVAL, "")
-        self._write(call, buffer, text[:size])
+        self._callers.write(call, buffer, text[:size])
         self._listener.answer(call, min(len(text), size))
         return True
 
     def _access(self, call: SystemCall) -> bool:
         arguments = call.arguments
-        base, (address, wanted) = _AT_FDCWD, arguments[:2]
+        base, (address, wanted) = AT_FDCWD, arguments[:2]
         if call.name != "access":
             base, address, wanted = arguments[0] & _WORD, *arguments[1:3]
-        path = self._path(call, base, address)
-        if path is None or not path.startswith(_PLACES):
+        path = self._callers.path(call, base, address)
+        if path is None or not path.startswith(PLACES):
             return False
         fd = self._placed(call, path, follow=True)
         if fd < 0:
             return False
         try:
-            self._take_ids_of(call)
+            self._callers.take_ids_of(call)
             if not os.access(b"self/fd/%d" % fd, wanted & 7, dir_fd=self._outside.proc, effective_ids=True):
                 raise OSError(errno.EACCES, "")
         finally:
@@ -193,16 +179,16 @@ class Supervisor:
 
     def _look(self, call: SystemCall) -> bool:
         name, arguments = call.name, call.arguments
-        base, flags, (address, buffer) = _AT_FDCWD, 0, arguments[:2]
+        base, flags, (address, buffer) = AT_FDCWD, 0, arguments[:2]
         if name in ("statx", "newfstatat", "fstatat64"):
             base, address, buffer, flags = arguments[0] & _WORD, *arguments[1:4]
             if name == "statx":
                 flags, buffer = arguments[2], arguments[4]
         follow = not (flags & _AT_SYMLINK_NOFOLLOW or name.startswith("lstat"))
-        path = self._path(call, base, address)
+        path = self._callers.path(call, base, address)
         if path is None:
             return False
-        looked_up = self._placed(call, path, follow=follow) if path.startswith(_PLACES) else -1
+        looked_up = self._placed(call, path, follow=follow) if path.startswith(PLACES) else -1
         fd = self._secret(path, follow=follow) if looked_up < 0 else looked_up
         if fd < 0:
             return False
@@ -215,32 +201,7 @@ class Supervisor:
                 data = status.pack(told, call.architecture, wide=name.endswith("64"))
         finally:
             os.close(fd)
-        self._write(call, buffer, data)
-        self._listener.answer(call)
-        return True
-
-    def _change_mode(self, call: SystemCall) -> bool:
-        """Change the mode of a file of the root by the name of a descriptor in /proc, as the caller."""
-        base, (address, mode) = _AT_FDCWD, call.arguments[:2]
-        if call.name == "fchmodat":
-            base, address, mode = call.arguments[0] & _WORD, *call.arguments[1:3]
-        path = self._path(call, base, address)
-        if path is not None and path.startswith(b"/dev/fd/"):
-            path = b"/proc/self" + path[4:]
-        if path is None or not path.startswith(b"/proc/"):
-            return False
-        self._take_ids_of(call)
-        with self._proc.found(call.pid, path[6:].rstrip(b"/")) as node:
-            self._listener.still(call)
-            if not isinstance(node, MagicLink) or node.rest:
-                raise OSError(errno.EPERM, "")
-            fd = os.open(node.name, _PATH, dir_fd=node.at)
-        try:
-            if syscalls.mount_id(fd) != self._own.root:  # it comes from outside
-                raise OSError(errno.EPERM, "")
-            os.chmod(b"self/fd/%d" % fd, mode & _PERMISSIONS, dir_fd=self._outside.proc)
-        finally:
-            os.close(fd)
+        self._callers.write(call, buffer, data)
         self._listener.answer(call)
         return True
 
@@ -249,7 +210,7 @@ class Supervisor:
         domain = _read_text(self._outside.proc, "sys/kernel/domainname")
         parts = (found.sysname, self._hostname, found.release, found.version, found.machine, domain)
         data = b"".join(os.fsencode(each)[: _NAME_SIZE - 1].ljust(_NAME_SIZE, b"\0") for each in parts)
-        self._write(call, call.arguments[0], data)
+        self._callers.write(call, call.arguments[0], data)
         self._listener.answer(call)
         return True
 
@@ -261,7 +222,7 @@ class Supervisor:
 
     def _make(self, call: SystemCall) -> bool:
         """Make a device. All but those that every container has are empty files, which are recorded as devices."""
-        base, (address, mode, number) = _AT_FDCWD, call.arguments[:3]
+        base, (address, mode, number) = AT_FDCWD, call.arguments[:3]
         if call.name == "mknodat":
             base, address, mode, number = call.arguments[0] & _WORD, *call.arguments[1:4]
         mode, number = mode & _WORD, number & _WORD
@@ -270,10 +231,7 @@ class Supervisor:
             return False
         if self._proc.users(call.pid)[1]:
             raise OSError(errno.EPERM, "")
-        above, slash, name = (self._path(call, base, address) or b"").rpartition(b"/")
-        if name in (b"", b".", b".."):
-            raise OSError(errno.EEXIST if name else errno.ENOENT, "")
-        directory = os.open(above or slash or b".", _PATH | os.O_DIRECTORY)
+        directory, name = self._callers.directory_of(call, base, address)
         try:
             permissions = stat.S_IMODE(mode) & ~self._proc.umask(call.pid)
             self._listener.still(call)
@@ -302,32 +260,6 @@ class Supervisor:
 
     # -- paths
 
-    def _path(self, call: SystemCall, base: int, address: int) -> bytes | None:
-        """Return the path of the call as an absolute one; None if it cannot be known, or is the descriptor ``base``."""
-        try:
-            path = self._string(call, address)
-        except OSError:  # the kernel reports the error, or cannot read the memory of a process that changed its user
-            return None
-        if path[:1] != b"/":
-            if not path:
-                return None
-            link = b"%d/cwd" % call.pid if base == _AT_FDCWD else b"%d/fd/%d" % (call.pid, base)
-            try:
-                self._take_ids_of(call)
-                start = os.readlink(link, dir_fd=self._outside.proc)
-            except OSError:
-                return None
-            finally:
-                self._take_ids(0, 0)
-            if start[:1] != b"/":
-                return None
-            path = start + b"/" + path
-        if b"//" in path or b"/." in path:
-            plain = os.path.normpath(path).replace(b"//", b"/")
-            if plain in _TOPS or plain.startswith(_PLACES) or path.startswith(_PLACES):
-                path = plain
-        return path + b"/" if path in _TOPS else path
-
     def _linked(self, path: bytes, *, follow: bool) -> bytes | None:
         """Return the name of the file that links lead to from ``path``, if that is one that stands for another."""
         try:
@@ -353,7 +285,7 @@ class Supervisor:
 
     def _opened(self, call: SystemCall, path: bytes, flags: int) -> int:
         """Return a descriptor of the file that ``path`` stands for; -1 if it is one of the root. Raises OSError."""
-        self._take_ids_of(call)
+        self._callers.take_ids_of(call)
         flags &= ~os.O_CLOEXEC
         if path.startswith(b"secret/"):
             held = self._answered.secrets[int(path[7:])]
@@ -385,7 +317,7 @@ class Supervisor:
                 case _:
                     if flags & os.O_ACCMODE != os.O_RDONLY:
                         raise OSError(errno.EISDIR, "")
-                    self._take_ids(0, 0)
+                    self._callers.take_own_ids()
                     place = path.rstrip(b"/")
                     first, slash, rest = place.partition(b"/")
                     own = b"%d" % self._proc.process(call.pid)
@@ -453,7 +385,7 @@ class Supervisor:
 
     def _text(self, call: SystemCall, path: bytes) -> bytes | None:
         """Return the text of the link ``path``; None if it is one of the root."""
-        self._take_ids_of(call)
+        self._callers.take_ids_of(call)
         if path.startswith(b"/dev/fd/"):
             path = b"/proc/self" + path[4:]
         if path.startswith(b"/sys/"):
@@ -476,7 +408,7 @@ class Supervisor:
 
     def _placed(self, call: SystemCall, path: bytes, *, follow: bool) -> int:
         """Return an O_PATH descriptor of what ``path`` stands for; -1 if it is a file of the root. Raises OSError."""
-        self._take_ids_of(call)
+        self._callers.take_ids_of(call)
         if path.startswith(b"/sys/"):
             return self._in_sys(path[5:])
         if path.startswith(b"/dev/"):
@@ -513,70 +445,6 @@ class Supervisor:
                     return os.open(node.name, final, dir_fd=node.at)
                 case _:
                     return os.open(node.name, final, dir_fd=node.at)
-
-    # -- the caller's rights and memory
-
-    def _take_ids_of(self, call: SystemCall) -> None:
-        """Access files with the caller's ids: those of its directory in /proc, whose owner is its effective user also
-        when the process cannot be traced (task_dump_owner in fs/proc/base.c of Linux).
-
-        The files in it are root's then. So is the memory of a process that has changed its user and not executed a
-        program since; it is no supervisor's to read.
-        """
-        found = os.stat(b"%d" % call.pid, dir_fd=self._outside.proc)
-        self._take_ids(found.st_uid, found.st_gid)
-
-    def _take_ids(self, uid: int, gid: int) -> None:
-        if self._ids != (uid, gid):
-            syscalls.set_fs_ids(0, 0)
-            os.setgroups([] if not uid else [gid])
-            syscalls.set_fs_ids(uid, gid)
-            self._ids = (uid, gid)
-
-    def _string(self, call: SystemCall, address: int) -> bytes:
-        try:
-            return self._listener.string(call, address)
-        except PermissionError:  # another user's
-            text, end, _ = self._read_file(call, address, _PATH_MAX).partition(b"\0")
-            if not end:
-                raise OSError(errno.ENAMETOOLONG, "") from None
-            return text
-
-    def _read(self, call: SystemCall, address: int, size: int) -> bytes:
-        try:
-            return self._listener.read(call, address, size)
-        except PermissionError:
-            return self._read_file(call, address, size)
-
-    def _read_file(self, call: SystemCall, address: int, size: int) -> bytes:
-        """Return at most ``size`` bytes of the caller's memory, by its file in /proc; a string may end earlier."""
-        memory = self._memory(call, os.O_RDONLY)
-        try:
-            found = os.pread(memory, min(size, _PAGE - address % _PAGE), address)
-            if len(found) < size and b"\0" not in found:
-                found += os.pread(memory, size - len(found), address + len(found))
-            return found
-        finally:
-            os.close(memory)
-
-    def _write(self, call: SystemCall, address: int, data: bytes) -> None:
-        self._take_ids(0, 0)
-        try:
-            self._listener.write(call, address, data)
-        except PermissionError:
-            memory = self._memory(call, os.O_WRONLY)
-            try:
-                self._listener.still(call)
-                os.pwrite(memory, data, address)
-            finally:
-                os.close(memory)
-
-    def _memory(self, call: SystemCall, flags: int) -> int:
-        self._take_ids_of(call)
-        try:
-            return os.open(b"%d/mem" % call.pid, flags | os.O_CLOEXEC, dir_fd=self._outside.proc)
-        finally:
-            self._take_ids(0, 0)
 
 
 def _only_read(at: int, name: bytes, flags: int) -> int:

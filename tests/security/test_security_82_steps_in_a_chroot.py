@@ -364,6 +364,34 @@ def test_what_is_open_from_outside_is_not_opened_for_writing_by_its_name_in_proc
     assert os.uname().nodename != "x"
 
 
+@pytest.mark.parametrize(
+    ("user", "results"),
+    [
+        (0, "truncate done, fchownat done, setxattr done, word, listxattr done, setxattr done, removexattr done,"
+            " setxattr EPERM, linkat done"),
+        (1000, "truncate 13, fchownat EPERM, setxattr 13, none, listxattr done, setxattr EPERM, removexattr EPERM,"
+            " setxattr EPERM, linkat EPERM"),
+    ],
+)  # fmt: skip
+def test_an_open_file_is_changed_by_its_name_in_proc_as_the_caller_may(
+    any_sandbox: SandboxProcess, user: int, results: str
+) -> None:
+    """As by systemd-tmpfiles, and whoever opens a file before its attributes are changed. The file is root's."""
+    done = attack(
+        any_sandbox, perl_steps.layer(any_sandbox),
+        'open my $f, "<", "/bin/busybox"; my $n = "/proc/self/fd/" . fileno($f); my $trusted = "trusted.a";'
+        'my $capability = "security.capability"; my $value = pack("V5", 0x2000000 | 1, 1 << 7, 0, 0, 0);'
+        'my $name = "user.a"; my $word = "word"; my $read = "\\0" x 16; my $names = "\\0" x 64;'
+        'sys("truncate", $n, 3); sys("fchownat", -100, $n, 5, 6, 0); sys("setxattr", $n, $name, $word, 4, 0);'
+        'my $l = syscall($n{getxattr}, $n, $name, $read, 16); print $l < 0 ? "none" : substr($read, 0, $l), "\\n";'
+        'sys("listxattr", $n, $names, 64); sys("setxattr", $n, $capability, $value, 20, 0);'
+        'sys("removexattr", $n, $capability); sys("setxattr", $n, $trusted, $word, 4, 0);'
+        'my $new = "/linked"; sys("linkat", -100, $n, -100, $new, 0x400);',
+        uid=user,
+    )  # fmt: skip
+    assert done.out.splitlines() == results.split(", "), done.err
+
+
 def test_what_is_hidden_in_sys_is_not_opened_by_its_path(any_sandbox: SandboxProcess) -> None:
     done = any_sandbox.run(
         "for each in /sys/firmware/memmap/0/start /sys/class/powercap /sys/firmware/../firmware/acpi/tables/APIC; do"
