@@ -360,7 +360,7 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
     """
     if sys.platform != "linux":
         return _open_by_components(dirfd, os.fsdecode(path), flags | os.O_CLOEXEC, mode)
-    name = os.fsencode(path)
+    name = path if isinstance(path, bytes) else os.fsencode(path)
     if 0 in name:  # the string would end there
         raise OSError(errno.EINVAL, "embedded null byte")
     call, last_errno = _openat2()

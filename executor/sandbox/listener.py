@@ -35,7 +35,8 @@ _SYNC_WAKE_UP: Final = 1
 _CONTINUE: Final = 1
 _ADD_AT: Final = 1
 _ADD_AND_SEND: Final = 2
-_NO_MORE: Final = bytes(_NOTIFICATION.size)
+_EMPTY: Final = bytes(_NOTIFICATION.size)
+"""What the kernel requires in place of a notification when it is to write one there."""
 
 _PATH_MAX: Final = 4096
 _PAGE: Final = 4096
@@ -63,7 +64,6 @@ class Listener:
     def __init__(self, fd: int, calls: Mapping[tuple[int, int], tuple[str, str]]) -> None:
         self.fd = fd
         self._calls = calls
-        self._buffer = bytearray(_NOTIFICATION.size)
         self._memory = syscalls.ProcessMemory()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -79,13 +79,11 @@ class Listener:
 
     def take(self) -> SystemCall | None:
         """Return the next call, where poll(2) has told that there is one. None if its caller was killed."""
-        self._buffer[:] = _NO_MORE  # as the kernel requires
         try:
-            fcntl.ioctl(self.fd, _RECEIVE, self._buffer)
+            found = _NOTIFICATION.unpack(fcntl.ioctl(self.fd, _RECEIVE, _EMPTY))
         except OSError:
             return None
-        identity, pid, _, number, architecture, _, *arguments = _NOTIFICATION.unpack(self._buffer)
-        return SystemCall(identity, pid, *self._calls[architecture, number], tuple(arguments))
+        return SystemCall(found[0], found[1], *self._calls[found[4], found[3]], found[6:])
 
     # -- answers: nothing happens if the caller was killed meanwhile ---------------------------------------------------
 
@@ -98,8 +96,10 @@ class Listener:
         self._send(_RESPONSE.pack(call.identity, 0, 0, _CONTINUE))
 
     def _send(self, response: bytes) -> None:
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 -- contextlib.suppress takes longer, and every call comes here
             fcntl.ioctl(self.fd, _SEND, response)
+        except OSError:
+            pass
 
     def add_descriptor(self, call: SystemCall, fd: int, flags: int = 0) -> None:
         """Let ``call`` return a new descriptor of the caller for what ``fd`` refers to. Of ``flags``, O_CLOEXEC counts.

@@ -51,8 +51,10 @@ class FileStatus(msgspec.Struct, frozen=True):
     def times(self) -> tuple[int, ...]:
         """Return access, modification and change time, each in seconds and nanoseconds."""
         found = self.found
-        return tuple(
-            part for each in (found.st_atime_ns, found.st_mtime_ns, found.st_ctime_ns) for part in divmod(each, _SECOND)
+        return (
+            *divmod(found.st_atime_ns, _SECOND),
+            *divmod(found.st_mtime_ns, _SECOND),
+            *divmod(found.st_ctime_ns, _SECOND),
         )
 
 

@@ -64,12 +64,17 @@ class MetadataCalls:
 
     def _find(self, call: SystemCall, process: Process, base: int, address: int, flags: int) -> FoundFile:
         """Return an O_PATH descriptor for a path at ``address``, with the flags of the *at calls."""
-        path = self.listener.string(call, address) if address else b""
+        path = self._path(call, address, flags)
         if not path:
-            if not flags & _EMPTY:
-                raise failure(errno.ENOENT if address else errno.EFAULT)
             return self._opened(call, process, base)
         return self.view.find(process, base, path, follow=not flags & _NOFOLLOW)
+
+    def _path(self, call: SystemCall, address: int, flags: int) -> bytes:
+        """Return the path at ``address``; b"" if the call is about its descriptor (AT_EMPTY_PATH). Raises OSError."""
+        path = self.listener.string(call, address) if address else b""
+        if not path and not flags & _EMPTY:
+            raise failure(errno.ENOENT if address else errno.EFAULT)
+        return path
 
     def _opened(self, call: SystemCall, process: Process, number: int) -> FoundFile:
         """Return an O_PATH descriptor of what the caller has open."""
@@ -99,17 +104,25 @@ class MetadataCalls:
 
     def _look(self, call: SystemCall, process: Process, place: tuple[int, int, int], buffer: int) -> int:
         """Tell the status of the file at ``place``: a descriptor, the address of a path, and flags."""
-        found = self._find(call, process, *place)
+        base, address, flags = place
+        path = self._path(call, address, flags)
+        if not path:
+            return self._tell(call, self._status(process, base), buffer)
+        found = self.view.find(process, base, path, follow=not flags & _NOFOLLOW)
         try:
             return self._tell(call, found.status, buffer)
         finally:
             os.close(found.fd)
 
     def _fstat(self, call: SystemCall, process: Process) -> int:
-        status = self.view.status(process, call.arguments[0])
-        if self.step.stands(status):
-            return self._look(call, process, (call.arguments[0], 0, _EMPTY), call.arguments[1])
+        status = self.step.told_status(self.view.status(process, call.arguments[0]))
         return self._tell(call, status, call.arguments[1])
+
+    def _status(self, process: Process, base: int) -> os.stat_result:
+        """Return the status of what the caller has open, or of its working directory, without opening it."""
+        if base & _WORD == AT_FDCWD:
+            return os.fstat(process.fs.cwd.fd)
+        return self.step.told_status(self.view.status(process, base))
 
     def _statx(self, call: SystemCall, process: Process) -> int:
         base, address, flags, mask, buffer = call.arguments[:5]

@@ -82,9 +82,10 @@ class StepContext:
                 os.close(each)
         return new
 
-    def stands(self, status: os.stat_result) -> bool:
-        """Whether the file with ``status`` stands for another."""
-        return bool(self._stood_for) and (status.st_dev, status.st_ino) in self._stood_for
+    def told_status(self, status: os.stat_result) -> os.stat_result:
+        """Return ``status``, or that of the file that the file with it stands for."""
+        known = self._stood_for.get((status.st_dev, status.st_ino)) if self._stood_for else None
+        return status if known is None else os.fstat(known[0])
 
     def stood_for(self, fd: int) -> FoundFile:
         """Return ``fd``, or what it stands for."""
