@@ -25,7 +25,7 @@ import socket
 import stat
 from typing import Final, NoReturn
 
-from executor.sandbox import notified_calls, roots, seccomp, staging, status
+from executor.sandbox import access_lists, notified_calls, roots, seccomp, staging, status
 from executor.sandbox.inode_records import InodeRecords
 from executor.sandbox.inplace_records import InodeRecordsInPlace
 from executor.sandbox.listener import Listener, SystemCall
@@ -246,10 +246,11 @@ class _Supervisor:
             self.listener.still(call)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             file = os.open(name, flags, 0o600, dir_fd=directory)
+            default = access_lists.default_of(b"self/fd/%d" % directory)
         finally:
             os.close(directory)
         try:
-            os.fchmod(file, stat.S_IMODE(mode & _WORD) & ~umask)
+            os.fchmod(file, access_lists.permitted(stat.S_IMODE(mode & _WORD), umask, default))
             self.table.make(file, DeviceNumber(letter, major, minor))
         finally:
             os.close(file)

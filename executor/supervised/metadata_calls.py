@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
+from executor.sandbox import access_lists
 from executor.sandbox import status as layouts
 from executor.supervised import call_arguments, permissions
 from executor.supervised.file_view import AT_FDCWD, FoundFile, failure
@@ -307,6 +308,9 @@ class MetadataCalls:
             else:
                 permissions.check(process.credentials, self.table.told(status), permissions.WRITE)
             os.setxattr(b"/proc/self/fd/%d" % found.fd, name, value, flags & _WORD)
+            if name == access_lists.ACCESS:  # which sets the permissions, too
+                after = os.stat(b"/proc/self/fd/%d" % found.fd)
+                self.table.permit(found.fd, after, after.st_mode)
         finally:
             os.close(found.fd)
         return 0
@@ -331,6 +335,8 @@ class MetadataCalls:
                     raise failure(errno.ENODATA)
             elif name.startswith(_ATTRIBUTES):
                 value = os.getxattr(b"/proc/self/fd/%d" % found.fd, name)
+                if name == access_lists.ACCESS:
+                    value = access_lists.with_owner(value, self.table.told(found.status).mode)
             else:
                 raise failure(errno.EOPNOTSUPP if name.startswith(b"system.") else errno.ENODATA)
         finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from executor.sandbox import access_lists
 from executor.snapshotter.records import DeviceNumber
 from executor.supervised import permissions
 from executor.supervised.file_metadata import FileMetadata
@@ -213,7 +214,7 @@ class PathCalls:
         directory, name = place
         try:
             above = self._writable(process, directory)
-            permitted = opening.mode & _PERMISSIONS & ~process.fs.umask
+            permitted, listed = self._permitted(process, directory, opening.mode & _PERMISSIONS)
             self.listener.still(call)
             flags = (
                 opening.flags & ~(os.O_TRUNC | os.O_NONBLOCK) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -222,7 +223,10 @@ class PathCalls:
         finally:
             os.close(directory.fd)
         try:
-            self._new(process, above, os.fstat(fd), permitted, 0o600)
+            status = os.fstat(fd)
+            if listed:
+                os.fchmod(fd, status.st_mode & _PERMISSIONS | 0o600)
+            self._new(process, above, status, permitted, 0o600)
         except OSError:
             os.close(fd)
             raise
@@ -234,11 +238,14 @@ class PathCalls:
         directory = self.view.open(process, opening.base, opening.path, _PATH | os.O_DIRECTORY)
         try:
             above = self._writable(process, directory)
-            permitted = opening.mode & _PERMISSIONS & ~process.fs.umask
+            permitted, listed = self._permitted(process, directory, opening.mode & _PERMISSIONS)
             fd = os.open(b"/proc/self/fd/%d" % directory.fd, flags & ~os.O_NOFOLLOW | os.O_CLOEXEC, permitted | 0o600)
         finally:
             os.close(directory.fd)
-        self._new(process, above, os.fstat(fd), permitted, 0o600)
+        status = os.fstat(fd)
+        if listed:
+            os.fchmod(fd, status.st_mode & _PERMISSIONS | 0o600)
+        self._new(process, above, status, permitted, 0o600)
         return fd
 
     def _open_path(self, process: Process, opening: Opening) -> int:
@@ -266,6 +273,13 @@ class PathCalls:
         if not process.credentials.overrides:
             permissions.check(process.credentials, self.table.told(status), permissions.WRITE | permissions.EXECUTE)
         return status
+
+    def _permitted(self, process: Process, directory: FoundFile, mode: int) -> tuple[int, bool]:
+        """Return the permissions of what is made in ``directory``, and whether that has a default access control list.
+
+        The kernel applies the list to the new file, and so may take permissions that this process needs."""
+        default = access_lists.default_of(b"/proc/self/fd/%d" % directory.fd)
+        return access_lists.permitted(mode, process.fs.umask, default), bool(default)
 
     def _new(
         self, process: Process, above: os.stat_result, status: os.stat_result, permitted: int, needed: int
@@ -303,10 +317,12 @@ class PathCalls:
             if name in (b".", b".."):
                 raise failure(errno.EEXIST)
             above = self._making(process, directory, name)
-            permitted = mode & ~process.fs.umask
+            permitted, listed = self._permitted(process, directory, mode)
             self.listener.still(call)
             os.mkdir(name, permitted | 0o700, dir_fd=directory.fd)
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            if listed:
+                _keep_usable(directory, name, status, 0o700)
         finally:
             os.close(directory.fd)
         self._new(process, above, status, permitted, 0o700)
@@ -342,12 +358,14 @@ class PathCalls:
             if name in (b".", b".."):
                 raise failure(errno.EEXIST)
             above = self._making(process, directory, name)
-            permitted = mode & _PERMISSIONS & ~process.fs.umask
+            permitted, listed = self._permitted(process, directory, mode & _PERMISSIONS)
             self.listener.still(call)
             self.has_pipes = self.has_pipes or kind == stat.S_IFIFO
             real = kind if kind in (stat.S_IFIFO, stat.S_IFSOCK) else stat.S_IFREG
             os.mknod(name, real | permitted | 0o600, dir_fd=directory.fd)
             status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            if listed:
+                _keep_usable(directory, name, status, 0o600)
         finally:
             os.close(directory.fd)
         self._new(process, above, status, permitted, 0o600)
@@ -494,3 +512,14 @@ class PathCalls:
         finally:
             os.close(found.fd)
         return 0
+
+
+def _keep_usable(directory: FoundFile, name: bytes, status: os.stat_result, needed: int) -> None:
+    """Give back the permissions that this process needs to what it has made in a directory with a default list."""
+    if status.st_mode & needed == needed:
+        return
+    file = os.open(name, _PATH | os.O_NOFOLLOW, dir_fd=directory.fd)
+    try:
+        os.chmod(b"/proc/self/fd/%d" % file, status.st_mode & _PERMISSIONS | needed)
+    finally:
+        os.close(file)

@@ -19,6 +19,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
+from executor.sandbox import access_lists
 from executor.supervised import permissions
 from executor.supervised.file_metadata import FileMetadata
 from executor.supervised.file_view import AT_FDCWD, failure
@@ -173,6 +174,7 @@ class SocketCalls:
             if directory.readonly:
                 raise failure(errno.EROFS)
             permissions.check(process.credentials, self.step.table.told(above), permissions.WRITE)
+            default = access_lists.default_of(b"/proc/self/fd/%d" % directory.fd)
             address = b"/proc/self/fd/%d/%b" % (directory.fd, name)
             if len(address) > _NAME:
                 raise failure(errno.ENAMETOOLONG)
@@ -184,7 +186,7 @@ class SocketCalls:
             status = os.fstat(file)
             credentials = process.credentials
             self.step.table.set(status, FileMetadata(credentials.uids[3], credentials.gids[3]))
-            self.step.table.permit(file, status, 0o777 & ~process.fs.umask)
+            self.step.table.permit(file, status, access_lists.permitted(0o777, process.fs.umask, default))
         finally:
             os.close(file)
 

@@ -19,7 +19,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, Final
 
-from executor.sandbox import notified_calls, seccomp, status
+from executor.sandbox import access_lists, notified_calls, seccomp, status
 from executor.sandbox.listener import Listener, SystemCall
 from executor.snapshotter.apply import HARMLESS
 from executor.snapshotter.records import DeviceNumber
@@ -233,7 +233,12 @@ class Supervisor:
             raise OSError(errno.EPERM, "")
         directory, name = self._callers.directory_of(call, base, address)
         try:
-            permissions = stat.S_IMODE(mode) & ~self._proc.umask(call.pid)
+            readable = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                default = access_lists.default_of(readable)
+            finally:
+                os.close(readable)
+            permissions = access_lists.permitted(stat.S_IMODE(mode), self._proc.umask(call.pid), default)
             self._listener.still(call)
             if stat.S_ISCHR(mode) and (major, minor) in HARMLESS:
                 os.mknod(name, stat.S_IFCHR | 0o600, os.makedev(major, minor), dir_fd=directory)
