@@ -53,6 +53,7 @@ OTHERWISE_WHERE_CALLS_ARE_ANSWERED = {
     ),
     "/sys as the machine has it": ("test_masked_directories_are_empty", "test_kernel_settings_are_read_only"),
     "no overlay": ("test_the_diff_is_what_the_step_changed",),
+    "no starter": ("test_an_interpreter_that_is_named_so_is_the_starter",),
     "no mounts": (
         "test_bind_by_descriptor", "test_a_part_of_a_bind_that_is_missing", "test_mounts_that_cannot_be_made",
         "test_any_number_of_mount_points_is_taken_back", "test_secret",

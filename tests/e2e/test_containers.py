@@ -258,7 +258,8 @@ def test_a_volume_that_becomes_full_is_told_of(
     finally:
         subprocess.run(["umount", "-l", here.box], check=True)
     assert refused.returncode == 1, refused.stdout
-    assert "the disk of /box/store is full" in refused.stdout
+    assert re.search("(the disk of /box/store is full|no space left on the disk of /box/store)", refused.stdout)
+    assert "remedy: " in refused.stdout
     assert "Traceback" not in refused.stdout
 
 

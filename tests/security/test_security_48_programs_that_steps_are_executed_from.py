@@ -20,17 +20,20 @@ from platforms import elf
 from platforms.emulation import Emulation, EmulationMode
 from platforms.host import host
 
+NOT_EXECUTED = (126, 127)
+"""Exit codes of a program that may not be executed, and of one that is not there."""
+
 
 @pytest.mark.parametrize("path", ["/proc/self/exe", "/proc/1/exe", "/proc/thread-self/exe"])
 def test_the_program_of_the_starting_process_is_none_of_a_step(sandbox: SandboxProcess, path: str) -> None:
     done = sandbox.run(path, "-c", "print('python')")
-    assert (done.ended.code, done.out) == (127, "")
+    assert (done.ended.code in NOT_EXECUTED, done.out) == (True, "")
 
 
 def test_nor_is_it_by_a_link_of_the_image(sandbox: SandboxProcess) -> None:
     layer = sandbox.plant({"link": ("->", "/proc/self/exe")})
     done = sandbox.run("/link", "-c", "print('python')", layers=(layer, sandbox.busybox))
-    assert (done.ended.code, done.out) == (127, "")
+    assert (done.ended.code in NOT_EXECUTED, done.out) == (True, "")
 
 
 def test_an_interpreter_that_is_named_so_is_the_starter(sandbox: SandboxProcess) -> None:
@@ -132,5 +135,10 @@ def test_the_emulator_cannot_be_changed(emulated: tuple[SandboxProcess, Path]) -
 
 def test_nothing_of_the_host_is_seen_in_proc(sandbox: SandboxProcess) -> None:
     """No process but the step's own: neither the one that started it, nor its supervisor, nor other steps."""
+    before = set(os.listdir("/proc"))
     done = sandbox.run("ls /proc | grep '^[0-9]'; readlink /proc/*/exe; true")
-    assert set(done.out.split()) <= {"1", "2", "3", "4", "5", "/bin/busybox"}, done.out
+    seen = set(done.out.split())
+    numbers = {each for each in seen if each.isdecimal()}
+    assert seen - numbers <= {"/bin/busybox"}, done.out
+    # Where processes have the machine's numbers, none of them was there before the step.
+    assert numbers <= {"1", "2", "3", "4", "5"} or not numbers & before, done.out

@@ -36,7 +36,7 @@ def test_standard_input_is_the_steps_own(sandbox: SandboxProcess) -> None:
         "chmod 1000 /proc/self/fd/0; chown 1 /dev/stdin; touch -d 2001-01-01 /dev/stdin; readlink /proc/self/fd/0; cat"
     )
     assert done.out == "/dev/null\n"
-    assert len(done.err.splitlines()) == 3, done.err
+    assert len(done.err.splitlines()) in (0, 3), done.err  # where calls are answered they succeed, without an effect
     assert state("null") == before
 
 
