@@ -7,6 +7,7 @@ nothing can be added, removed or locked from within a step.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -30,7 +31,10 @@ AT_ONCE: Final = 32
 
 @contextmanager
 def forwarded(conversation: Conversation, name: str, directory: str, *, uid: int, gid: int, mode: int) -> Iterator[str]:
-    """Serve the agent ``name`` on a socket in ``directory`` while the block runs; yields the path of the socket."""
+    """Serve the agent ``name`` on a socket in ``directory`` while the block runs; yields the path of the socket.
+
+    Where this process may not give it an owner, it stays its own: the step's supervisor tells of owners there.
+    """
     path = os.path.join(directory, "agent")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # A unix socket's path is at most 107 bytes; a store's may be longer.
@@ -39,7 +43,11 @@ def forwarded(conversation: Conversation, name: str, directory: str, *, uid: int
             listener.bind(f"/proc/self/fd/{here}/agent")
         finally:
             os.close(here)
-        os.chown(path, uid, gid)
+        try:
+            os.chown(path, uid, gid)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
         os.chmod(path, mode)
         listener.listen()
         threading.Thread(target=_accept, args=(conversation, name, listener), name="ssh", daemon=True).start()

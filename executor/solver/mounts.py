@@ -431,7 +431,7 @@ class SshMount(msgspec.Struct, frozen=True):
         uid, gid, mode = self._metadata
         directory = self.scratch.new()
         socket = forwarded(self.conversation, self._name, directory, uid=uid, gid=gid, mode=mode)
-        return Bind(stack.enter_context(socket), self.target)
+        return Bind(stack.enter_context(socket), self.target, owner=(uid, gid))
 
     @property
     def _name(self) -> str:
