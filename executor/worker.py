@@ -10,6 +10,7 @@ isolation of the process; if it dies, all of its jobs fail, and a build that fai
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,10 @@ from executor.sandbox.isolation import Isolation, IsolationMode
 from executor.solver.graph import job_plan
 from executor.solver.lazy import Lazy
 from executor.solver.lifetime import Cancellation
+from executor.store import faults
 from platforms import debug, emulation, host
 from platforms.emulation import Emulation
-from platforms.errors import EnvironmentUnfit, KanifoldError, OutOfMemory, Problem
+from platforms.errors import BuildError, EnvironmentUnfit, KanifoldError, OutOfMemory, Problem
 from platforms.parsing import parse
 
 if TYPE_CHECKING:
@@ -177,6 +179,12 @@ def _reported(conversation: Conversation, statuses: list[int]) -> Iterator[None]
     except KanifoldError as error:
         conversation.send(protocol.Failed(error.problem))
         statuses.append(error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        what = "the files of a stage cannot be read"
+        conversation.send(protocol.Failed(Problem(BuildError.__name__, what, faults.TOO_LONG, faults.LESS_DEEP)))
+        statuses.append(1)
     except MemoryError:
         conversation.send(protocol.Failed(Problem(OutOfMemory.__name__, "the executor ran out of memory")))
         statuses.append(1)

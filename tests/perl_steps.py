@@ -12,12 +12,14 @@ from sandbox_process import Node, SandboxProcess
 
 PERL = shutil.which("perl") or ""
 _NUMBERS = """\
+capset            126  91
 chdir              80  49
 chroot            161  51
 clone              56 220
 faccessat2        439 439
 fchdir             81  50
 fchmodat          268  53
+fchmodat2         452 452
 fchownat          260  54
 fcntl              72  25
 getxattr          191   8

@@ -63,7 +63,7 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
 
     ``line``: the socket on which the step sends its filter's listener, its root directory and its mount namespace.
     ``proc``: a descriptor of a /proc that shows the step's processes and this one. The exit status is 0 when the
-    records are complete.
+    records are complete, ENAMETOOLONG when there is a path that is too long for one.
     """
     _, fds = receive_fds(line, 16, 3)
     line.close()
@@ -90,7 +90,12 @@ def supervise(line: socket.socket, spec: Spec, stacks: Stacks, proc: int) -> NoR
     os.fchdir(proc)
     _Supervisor(listener, table, sees_others).run()
     syscalls.setns(own, syscalls.CLONE_NEWNS)
-    keep(written, tuple(table.left(written, view)))
+    try:
+        keep(written, tuple(table.left(written, view)))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        os._exit(errno.ENAMETOOLONG)
     os._exit(0)
 
 

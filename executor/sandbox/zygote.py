@@ -22,6 +22,7 @@ all processes of steps, whose mounts go with them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import marshal
 import os
@@ -34,8 +35,10 @@ from functools import partial
 from typing import Final, NoReturn
 
 import msgspec
+from msgspec.structs import replace
 
 from executor.sandbox import isolation, network, report, seccomp, spec, staging, step_process, targets
+from executor.store import faults
 from platforms import debug, syscalls
 from platforms.descriptors import keep_only, receive_fds
 
@@ -392,9 +395,11 @@ def _end(running: _Running, kills: _Kills) -> None:
         (running.supervisor, "records the owners of a step's files"),
         (running.tracer, "traces it"),
     ):
-        if companion and os.waitpid(companion, 0)[1] and not told.unfit:
-            unfit = f"the process that {what} has died"
-            told = report.StartReport(unfit=unfit, made=told.made, touched=told.touched)
+        if companion and (ended := os.waitpid(companion, 0)[1]) and not told.unfit:
+            if os.waitstatus_to_exitcode(ended) == errno.ENAMETOOLONG:
+                told = replace(told, code=report.NOT_SET_UP, error=faults.TOO_LONG)
+            else:
+                told = replace(told, unfit=f"the process that {what} has died", error="")
     code = os.waitstatus_to_exitcode(status)
     debug.log("step's process ended", pid_inside=running.pid, status=code)
     killed = -code if code < 0 else 0

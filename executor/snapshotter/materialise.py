@@ -17,7 +17,7 @@ from executor.rootfs.entry import Entry, Kind
 from executor.rootfs.tarwriter import changed, open_source
 from executor.snapshotter import records
 from executor.snapshotter.apply import Applier, Lower, without_attributes
-from executor.store import removal, snapshots
+from executor.store import faults, removal, snapshots
 from executor.store.snapshots import ActiveSnapshot, Snapshot
 from platforms.descriptors import write_all
 from platforms.errors import BuildError, KanifoldError, StoreError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _SMALL: Final = 64 << 10
 """Bytes up to which reading and writing is cheaper than asking for more."""
 _BLOCK: Final = 1 << 20
+_SHOWN: Final = 200
+"""Characters that are shown of a path that is too long."""
 _FICLONE: Final = 0x40049409
 """linux/fs.h: _IOW(0x94, 9, int)"""
 _CANNOT: Final = frozenset(
@@ -177,10 +179,17 @@ class TreeCopier:
             start += len(data)
 
 
+def _shortened(path: bytes) -> str:
+    text = "/" + os.fsdecode(path)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
+
+
 def failure(error: OSError, path: bytes) -> KanifoldError:
     """Return the error of a file of a layer, ``path``, that could not be written."""
     what = f"cannot write /{os.fsdecode(path)}"
     why = error.strerror or str(error)
+    if error.errno == errno.ENAMETOOLONG:
+        return BuildError(f"cannot write {_shortened(path)}", why=faults.TOO_LONG, remedy=faults.LESS_DEEP)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(what, why=why, remedy="make room, or put the store elsewhere")
     if error.errno == errno.ENOTSUP:

@@ -20,6 +20,9 @@ _SQLITE_FULL = 13
 _CANNOT_OPEN = 14
 _SQLITE_FILES = 4
 
+TOO_LONG = "a path in the image has more than 4,095 bytes, or a name more than 255"
+LESS_DEEP = "let the step make fewer directories in each other, or remove them in the same step"
+
 _FULL_BYTES = 1 << 16
 """A disk with less free space than this is full, in bytes."""
 
@@ -72,6 +75,8 @@ def os_fault(root: str, what: str, error: OSError) -> StoreError:
         case errno.EIO:
             why = f"the disk of {root} reported an input/output error"
             return StoreError(what, why=why, remedy=f"check the disk (see `dmesg`), or {_ELSEWHERE}")
+        case errno.ENAMETOOLONG:
+            return StoreError(what, why=TOO_LONG, remedy=LESS_DEEP)
         case errno.EMFILE | errno.ENFILE:
             return StoreError(what, why=reason, remedy="raise the limit of open files (`ulimit -n`)")
         case _:

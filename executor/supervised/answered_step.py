@@ -13,6 +13,7 @@ Landlock, the step can open no path and signal nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -26,7 +27,7 @@ from executor.sandbox.listener import Listener
 from executor.sandbox.step_process import RefusedError
 from executor.sandbox.zygote import StepOutcome
 from executor.snapshotter.rootfs import Directory
-from executor.store import removal
+from executor.store import faults, removal
 from executor.supervised import answered_calls, answered_filter
 from executor.supervised.answered_files import AnsweredFiles
 from executor.supervised.answered_tracer import AnsweredTracer
@@ -117,7 +118,11 @@ class AnsweredStep:
                 try:
                     table.write()
                 except OSError as error:
-                    outcome = StepOutcome(unfit=f"cannot record the metadata of a step's files: {error}")
+                    what = "cannot record the metadata of a step's files"
+                    if error.errno == errno.ENAMETOOLONG:
+                        outcome = StepOutcome(report.NOT_SET_UP, error=f"{what}: {faults.TOO_LONG}")
+                    else:
+                        outcome = StepOutcome(unfit=f"{what}: {error}")
             with contextlib.suppress(OSError):
                 removal.remove_tree(place)
         made, touched = tuple(placements.root.made), tuple(placements.root.touched.values())

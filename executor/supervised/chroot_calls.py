@@ -31,6 +31,7 @@ readlinkat         267  305   78  332  296  298   78
 PERMITTING: Final = """\
 chmod               90   15    -   15   15   15    -
 fchmodat           268  306   53  333  297  299   53
+fchmodat2          452  452  452  452  452  452  452
 """
 """What C libraries make of fchmodat(2) with AT_SYMLINK_NOFOLLOW before Linux 6.6, by names of open files."""
 OWNING: Final = """\
@@ -177,9 +178,9 @@ def _notified(name: str, secrets: bool) -> tuple[Line, ...]:
         mode: Line = (LD, 0, 0, seccomp.argument(2 if name == "mknodat" else 1))
         device = ((AND, 0, 0, _KIND), (JEQ, 1, 0, stat.S_IFCHR), (JEQ, 0, 1, stat.S_IFBLK))
         return (mode, *device, *NOTIFY, *ALLOW)
-    if name == "fchownat":
-        native = syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_EMPTY_PATH
-        return ((LD, 0, 0, seccomp.argument(4)), (JSET, 0, 1, native), *ALLOW, *NOTIFY)
+    if name in ("fchownat", "fchmodat2"):
+        native, flags = syscalls.AT_SYMLINK_NOFOLLOW | syscalls.AT_EMPTY_PATH, 4 if name == "fchownat" else 3
+        return ((LD, 0, 0, seccomp.argument(flags)), (JSET, 0, 1, native), *ALLOW, *NOTIFY)
     if name == "linkat":
         return ((LD, 0, 0, seccomp.argument(4)), (JSET, 1, 0, _AT_SYMLINK_FOLLOW), *ALLOW, *NOTIFY)
     if name == "prlimit64":

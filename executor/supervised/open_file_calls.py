@@ -13,7 +13,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from executor.supervised import call_arguments, chroot_calls
+from executor.supervised import call_arguments, chroot_calls, proc_files
 from executor.supervised.callers import AT_FDCWD
 from executor.supervised.proc_files import MagicLink
 from platforms import syscalls
@@ -30,6 +30,12 @@ _PERMISSIONS: Final = 0o7777
 _CAPABILITY: Final = b"security.capability"
 _ATTRIBUTES: Final = (b"user.", _CAPABILITY, b"system.posix_acl_")
 """Attributes that a step may have to do with; others are the machine's."""
+_OVER_FILES: Final = sum(
+    1 << each
+    for each in (
+        syscalls.CAP_CHOWN, syscalls.CAP_DAC_OVERRIDE, syscalls.CAP_FOWNER, syscalls.CAP_FSETID, syscalls.CAP_SETFCAP,
+    )
+)  # fmt: skip
 _LARGEST: Final = 1 << 16
 _NAME: Final = 256
 _STREAMS: Final = (stat.S_IFIFO, stat.S_IFSOCK)
@@ -43,7 +49,8 @@ class OpenFileCalls:
         self._callers = callers
         self._proc = proc
         self._own = own
-        changes: dict[str, Callable[[SystemCall, bytes], int]] = {
+        self._held = _OVER_FILES & syscalls.capget()[0]
+        self._changes: dict[str, Callable[[SystemCall, bytes], int]] = {
             **dict.fromkeys(_names(chroot_calls.PERMITTING), self._permit),
             **dict.fromkeys(_names(chroot_calls.OWNING), self._own_by),
             **dict.fromkeys(_names(chroot_calls.TRUNCATING), self._truncate),
@@ -53,12 +60,11 @@ class OpenFileCalls:
             "removexattr": self._remove_attribute,
             "linkat": self._link,
         }
-        self._changes = changes
-        self.handlers = dict.fromkeys(changes, self._handle)
+        self.handlers = dict.fromkeys(self._changes, self._handle)
 
     def _handle(self, call: SystemCall) -> bool:
         base, address = AT_FDCWD, call.arguments[0]
-        if call.name in ("fchmodat", "fchownat", "linkat"):
+        if call.name in _AT_DIRECTORY:
             base, address = call.arguments[0] & _WORD, call.arguments[1]
         path = self._callers.path(call, base, address)
         if path is not None and path.startswith(b"/dev/fd/"):
@@ -69,8 +75,9 @@ class OpenFileCalls:
         with self._opened(call, path[6:].rstrip(b"/")) as fd:
             if fd is None:
                 return False
-            status, inside = os.fstat(fd), syscalls.mount_id(fd) == self._own.root
-            if inside:
+            status = os.fstat(fd)
+            if syscalls.mount_id(fd) in (self._own.root, self._own.memory):
+                self._check_rights(call)
                 with self._in_proc():
                     value = self._changes[call.name](call, b"self/fd/%d" % fd)
             elif stat.S_IFMT(status.st_mode) in _STREAMS and call.name in _KEEPING:
@@ -86,16 +93,25 @@ class OpenFileCalls:
         changes nothing. Raises OSError."""
         with self._proc.found(call.pid, path) as node:
             self._listener.still(call)  # a number of a process is the caller's
-            if not isinstance(node, MagicLink) or node.rest:
+            if not isinstance(node, MagicLink):
                 if call.name in _ASKING:
                     yield None
                     return
                 raise _error(errno.EPERM)
-            fd = os.open(node.name, os.O_PATH | os.O_CLOEXEC, dir_fd=node.at)
+            fd = proc_files.open_magic(node, os.O_PATH, self._own)
         try:
             yield fd
         finally:
             os.close(fd)
+
+    def _check_rights(self, call: SystemCall) -> None:
+        """Check that a caller which is root has not given up a capability that this process has. Raises OSError.
+
+        With another user's ids for files this process has none over files (setfsuid(2)).
+        """
+        user = os.stat(b"%d" % call.pid, dir_fd=self._proc.proc).st_uid
+        if not user and call.name not in _ASKING and self._held & ~self._proc.capabilities(call.pid):
+            raise _error(errno.EPERM)
 
     @contextlib.contextmanager
     def _in_proc(self) -> Iterator[None]:
@@ -109,7 +125,7 @@ class OpenFileCalls:
     # -- the calls: ``name`` is the file's. Each returns what the call does; raises OSError. ---------------------------
 
     def _permit(self, call: SystemCall, name: bytes) -> int:
-        mode = call.arguments[2 if call.name == "fchmodat" else 1]
+        mode = call.arguments[1 if call.name == "chmod" else 2]
         os.chmod(name, mode & _PERMISSIONS)
         return 0
 
@@ -185,6 +201,7 @@ def _names(rows: str) -> list[str]:
 _KEEPING: Final = frozenset(_names(chroot_calls.PERMITTING + chroot_calls.OWNING))
 """Calls that change who may use a file."""
 _ASKING: Final = frozenset({"getxattr", "listxattr"})
+_AT_DIRECTORY: Final = frozenset({"fchmodat", "fchmodat2", "fchownat", "linkat"})
 
 
 def _error(number: int) -> OSError:

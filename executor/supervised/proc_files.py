@@ -166,6 +166,10 @@ class ProcFiles:
             return True
         return False
 
+    def capabilities(self, thread: int) -> int:
+        """Return the effective capabilities of ``thread``, as a mask."""
+        return int(self._status(thread, b"CapEff:"), 16)
+
     def umask(self, thread: int) -> int:
         """Return the umask of ``thread``."""
         return int(self._status(thread, b"Umask:"), 8)
@@ -333,7 +337,8 @@ def open_magic(node: MagicLink, flags: int, own: OwnMounts) -> int:
                 _refused()
         if truncating and stat.S_ISREG(mode):
             os.ftruncate(fd, 0)
-        os.set_blocking(fd, not flags & os.O_NONBLOCK)
+        if not flags & os.O_PATH:
+            os.set_blocking(fd, not flags & os.O_NONBLOCK)
     except OSError:
         os.close(fd)
         raise

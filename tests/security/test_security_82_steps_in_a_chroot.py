@@ -368,9 +368,9 @@ def test_what_is_open_from_outside_is_not_opened_for_writing_by_its_name_in_proc
     ("user", "results"),
     [
         (0, "truncate done, fchownat done, setxattr done, word, listxattr done, setxattr done, removexattr done,"
-            " setxattr EPERM, linkat done"),
+            " setxattr EPERM, linkat done, fchmodat done, fchmodat2 done"),
         (1000, "truncate 13, fchownat EPERM, setxattr 13, none, listxattr done, setxattr EPERM, removexattr EPERM,"
-            " setxattr EPERM, linkat EPERM"),
+            " setxattr EPERM, linkat EPERM, fchmodat EPERM, fchmodat2 EPERM"),
     ],
 )  # fmt: skip
 def test_an_open_file_is_changed_by_its_name_in_proc_as_the_caller_may(
@@ -386,10 +386,26 @@ def test_an_open_file_is_changed_by_its_name_in_proc_as_the_caller_may(
         'my $l = syscall($n{getxattr}, $n, $name, $read, 16); print $l < 0 ? "none" : substr($read, 0, $l), "\\n";'
         'sys("listxattr", $n, $names, 64); sys("setxattr", $n, $capability, $value, 20, 0);'
         'sys("removexattr", $n, $capability); sys("setxattr", $n, $trusted, $word, 4, 0);'
-        'my $new = "/linked"; sys("linkat", -100, $n, -100, $new, 0x400);',
+        'my $new = "/linked"; sys("linkat", -100, $n, -100, $new, 0x400);'
+        'open my $d, "<", "/bin"; my $below = "/proc/self/fd/" . fileno($d) . "/perl";'
+        'sys("fchmodat", -100, $below, 0755);'
+        'my $kept = "/proc/self/exe"; sys("fchmodat2", -100, $kept, 0755, 0);',
         uid=user,
     )  # fmt: skip
     assert done.out.splitlines() == results.split(", "), done.err
+
+
+def test_a_step_without_capabilities_does_not_get_them_by_names_in_proc(
+    chroot_sandbox: SandboxProcess, perl: str
+) -> None:
+    """capset(2) with none: root then has no more rights to a file of another user than that file's mode gives."""
+    done = attack(
+        chroot_sandbox, perl,
+        'mkdir "/d"; open my $f, ">", "/d/f"; chown 5, 5, "/d/f"; my $n = "/proc/self/fd/" . fileno($f);'
+        'my $head = pack("Ll", 0x20080522, 0); my $none = "\\0" x 24; sys("capset", $head, $none);'
+        'sys("fchmodat", -100, $n, 0777); sys("fchownat", -100, $n, 0, 0, 0); sys("truncate", $n, 0);',
+    )  # fmt: skip
+    assert done.out.splitlines() == ["capset done", "fchmodat EPERM", "fchownat EPERM", "truncate EPERM"]
 
 
 def test_what_is_hidden_in_sys_is_not_opened_by_its_path(any_sandbox: SandboxProcess) -> None:
