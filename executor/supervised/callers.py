@@ -84,11 +84,14 @@ class Callers:
         return path + b"/" if path in _TOPS else path
 
     def directory_of(self, call: SystemCall, base: int, address: int) -> tuple[int, bytes]:
-        """Return an O_PATH descriptor of the directory that the call makes something in, and the name of that. Raises
-        OSError."""
+        """Return an O_PATH descriptor of the directory that the call makes something in, and the name of that.
+
+        It is looked up with the caller's ids, which stay in effect. Raises OSError.
+        """
         above, slash, name = (self.path(call, base, address) or b"").rpartition(b"/")
         if name in (b"", b".", b".."):
             raise OSError(errno.EEXIST if name else errno.ENOENT, "")
+        self.take_ids_of(call)
         return os.open(above or slash or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name
 
     # -- memory

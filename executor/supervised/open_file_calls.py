@@ -187,7 +187,6 @@ class OpenFileCalls:
     def _link(self, call: SystemCall, name: bytes) -> int:
         directory, new = self._callers.directory_of(call, call.arguments[2] & _WORD, call.arguments[3])
         try:
-            self._callers.take_ids_of(call)
             os.link(name, new, dst_dir_fd=directory, follow_symlinks=True)
         finally:
             os.close(directory)

@@ -395,6 +395,20 @@ def test_an_open_file_is_changed_by_its_name_in_proc_as_the_caller_may(
     assert done.out.splitlines() == results.split(", "), done.err
 
 
+def test_a_file_without_a_name_is_linked_only_where_the_caller_may_search(
+    chroot_sandbox: SandboxProcess, perl: str
+) -> None:
+    number = perl_steps.NUMBERS["linkat"]
+    done = attack(
+        chroot_sandbox, perl,
+        'mkdir "/w"; chmod 0777, "/w"; mkdir "/c", 0700; mkdir "/c/o"; chmod 0777, "/c/o"; $) = "1000 1000";'
+        '$( = 1000; $< = $> = 1000; exec "/bin/perl", "-e", q{chdir "/w"; open my $f, ">", "f"; '
+        'my $n = "/proc/self/fd/" . fileno($f); for ("/c/o/x", "../c/o/x", "x", "/w/y") { my $to = $_;'
+        f' $! = 0; syscall({number}, -100, $n, -100, $to, 0x400); print $! + 0, "\n" }}}};',
+    )  # fmt: skip
+    assert done.out.split() == ["13", "13", "0", "0"], done.err
+
+
 def test_a_step_without_capabilities_does_not_get_them_by_names_in_proc(
     chroot_sandbox: SandboxProcess, perl: str
 ) -> None:
