@@ -52,7 +52,8 @@ sub read_all { my ($way, $fd) = @_; return if $fd < 0; $ways++;
   open(my $file, "<&=", $fd) or return; sysread($file, $text, 100) // return;
   print "$way read $text\n" if index($text, $canary) >= 0; $inside++ if $text eq "inside" }
 my $how = pack("QQQ", 0, 0, 0); my $buffer = "\0" x 256; my $null = (1 << 8) | 3;
-for my $round (1 .. $rounds) {
+for my $round (1 .. 100 * $rounds) { # until something was inside, on a busy machine
+  last if $round > $rounds && $inside;
   read_all("openat", syscall($n{openat}, -100, $found, 04000)); # O_NONBLOCK
   read_all("openat2", syscall($n{openat2}, -100, $found, $how, 24));
   read_all("path", syscall($n{openat}, -100, $found, 010004000));
