@@ -271,6 +271,11 @@ def argument(index: int) -> int:
     return _ARGUMENTS + 8 * index + (4 if sys.byteorder == "big" else 0)
 
 
+def rows(table: str, *names: str) -> str:
+    """Return the rows of ``table`` for the calls ``names``."""
+    return "".join(row for row in table.splitlines(keepends=True) if row.split()[0] in names)
+
+
 def numbers(table: str, architecture: str) -> dict[str, int]:
     """Return the calls of ``table`` that ``architecture`` has, with their numbers."""
     column = list(_ARCHITECTURES).index(_SAME.get(architecture, architecture)) + 1

@@ -20,7 +20,7 @@ from executor.snapshotter.apply import Applier, Lower, without_attributes
 from executor.store import faults, removal, snapshots
 from executor.store.snapshots import ActiveSnapshot, Snapshot
 from platforms.descriptors import write_all
-from platforms.errors import BuildError, KanifoldError, StoreError
+from platforms.errors import BuildError, KanifoldError, StoreError, printable
 
 if TYPE_CHECKING:
     from executor.store.store import Store
@@ -179,17 +179,14 @@ class TreeCopier:
             start += len(data)
 
 
-def _shortened(path: bytes) -> str:
-    text = "/" + os.fsdecode(path)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
-
-
 def failure(error: OSError, path: bytes) -> KanifoldError:
     """Return the error of a file of a layer, ``path``, that could not be written."""
     what = f"cannot write /{os.fsdecode(path)}"
     why = error.strerror or str(error)
     if error.errno == errno.ENAMETOOLONG:
-        return BuildError(f"cannot write {_shortened(path)}", why=faults.TOO_LONG, remedy=faults.LESS_DEEP)
+        return BuildError(
+            f"cannot write {printable(f'/{os.fsdecode(path)}', _SHOWN)}", why=faults.TOO_LONG, remedy=faults.LESS_DEEP
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(what, why=why, remedy="make room, or put the store elsewhere")
     if error.errno == errno.ENOTSUP:

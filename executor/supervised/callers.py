@@ -46,6 +46,11 @@ class Callers:
         found = os.stat(b"%d" % call.pid, dir_fd=self._proc)
         self._take_ids(found.st_uid, found.st_gid)
 
+    @property
+    def user(self) -> int:
+        """The user whose ids are in effect."""
+        return self._ids[0]
+
     def take_own_ids(self) -> None:
         """Access files as root again."""
         self._take_ids(0, 0)

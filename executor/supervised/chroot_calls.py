@@ -16,7 +16,8 @@ from functools import partial
 
 from executor.sandbox import notified_calls, profile, seccomp
 from executor.sandbox.seccomp import ALLOW, AND, DENY, JEQ, JSET, LD, NOTIFY, RET, Line, Rules
-from executor.supervised.answered_calls import ACCESSING, OPENING
+from executor.supervised import answered_calls
+from executor.supervised.answered_calls import ACCESSING, NAMING, OPENING, READING
 from platforms import syscalls
 
 TYPE_CHECKING = False
@@ -24,51 +25,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-READING_LINKS: Final = """\
-readlink            89   85    -   85   85   85    -
-readlinkat         267  305   78  332  296  298   78
-"""
-PERMITTING: Final = """\
-chmod               90   15    -   15   15   15    -
-fchmodat           268  306   53  333  297  299   53
-fchmodat2          452  452  452  452  452  452  452
-"""
+PERMITTING: Final = seccomp.rows(answered_calls.PERMITTING, "chmod", "fchmodat", "fchmodat2")
 """What C libraries make of fchmodat(2) with AT_SYMLINK_NOFOLLOW before Linux 6.6, by names of open files."""
-OWNING: Final = """\
-chown               92  182    -  182  181  212    -
-fchownat           260  298   54  325  289  291   54
-chown32              -  212    -  212    -    -    -
-"""
-TRUNCATING: Final = """\
-truncate            76   92   45   92   92   92   45
-truncate64           -  193    -  193    -    -    -
-"""
-MARKING: Final = """\
-setxattr           188  226    5  226  209  224    5
-getxattr           191  229    8  229  212  227    8
-listxattr          194  232   11  232  215  230   11
-removexattr        197  235   14  235  218  233   14
-"""
-LINKING: Final = """\
-linkat             265  303   37  330  294  296   37
-"""
+OWNING: Final = seccomp.rows(answered_calls.OWNING, "chown", "fchownat", "chown32")
+TRUNCATING: Final = seccomp.rows(answered_calls.SIZING, "truncate", "truncate64")
+MARKING: Final = seccomp.rows(answered_calls.ATTRIBUTES, "setxattr", "getxattr", "listxattr", "removexattr")
+LINKING: Final = seccomp.rows(answered_calls.MAKING, "linkat")
 ON_OPEN_FILES: Final = PERMITTING + OWNING + TRUNCATING + MARKING + LINKING
 """Calls that follow links to a file. (Those that set times are not among them: programs make too many.)"""
-NAMING: Final = """\
-uname               63  122  160  122  122  122  160
-"""
 LIMITING: Final = """\
 prlimit64          302  340  261  369  325  334  261
 """
 NOTIFIED: Final = (
-    OPENING
-    + READING_LINKS
-    + ACCESSING
-    + ON_OPEN_FILES
-    + NAMING
-    + LIMITING
-    + notified_calls.LOOKING
-    + notified_calls.MAKING
+    OPENING + READING + ACCESSING + ON_OPEN_FILES + NAMING + LIMITING + notified_calls.LOOKING + notified_calls.MAKING
 )
 """All that can be sent to the supervisor."""
 

@@ -109,8 +109,7 @@ class OpenFileCalls:
 
         With another user's ids for files this process has none over files (setfsuid(2)).
         """
-        user = os.stat(b"%d" % call.pid, dir_fd=self._proc.proc).st_uid
-        if not user and call.name not in _ASKING and self._held & ~self._proc.capabilities(call.pid):
+        if not self._callers.user and call.name not in _ASKING and self._held & ~self._proc.capabilities(call.pid):
             raise _error(errno.EPERM)
 
     @contextlib.contextmanager

@@ -24,7 +24,7 @@ from executor.sandbox.listener import Listener, SystemCall
 from executor.snapshotter.apply import HARMLESS
 from executor.snapshotter.records import DeviceNumber
 from executor.supervised import chroot_calls, proc_files
-from executor.supervised.answered_calls import ACCESSING, OPENING
+from executor.supervised.answered_calls import ACCESSING, NAMING, OPENING, READING
 from executor.supervised.callers import AT_FDCWD, PLACES, Callers, Outside
 from executor.supervised.directories import DirectoryLists
 from executor.supervised.open_file_calls import OpenFileCalls
@@ -70,9 +70,9 @@ class Supervisor:
             name: handler
             for rows, handler in (
                 (OPENING, self._open),
-                (chroot_calls.READING_LINKS, self._read_link),
+                (READING, self._read_link),
                 (ACCESSING, self._access),
-                (chroot_calls.NAMING, self._name),
+                (NAMING, self._name),
                 (chroot_calls.LIMITING, self._limit),
                 (notified_calls.LOOKING, self._look),
                 (notified_calls.MAKING, self._make),
